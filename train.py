@@ -1,0 +1,969 @@
+"""Everything around the method: data, classifier and metrics, stages, checkpoints, command line.
+
+    python train.py                                       # embedded shapes: train a teacher, forget red-disc, measure
+    python train.py --forget red:blue --out runs/red      # forget a concept: every red-X is covered by blue-X
+    python train.py unlearn --mask none --forget-weight 0.01 --teacher runs/shapes --out runs/sfd     # SFD, same teacher
+    python train.py --data cifar10                        # CIFAR-10, for one CUDA GPU
+    python train.py --data FOLDER --forget cat:dog        # own images: FOLDER/train/<class>/*, FOLDER/test/<class>/*
+    python train.py sample --out runs/shapes              # PNG files for pytorch-fid or clean-fid
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms.v2 import functional as pictures
+
+from pecker import NoiseSchedule, Pecker, generate, noise_prediction_loss, sample_ddim
+from unet import UNet
+
+FORMAT = 1  # of checkpoints; counted up when an old one can no longer be read
+
+
+def fail(message):
+    """End the program: one sentence on stderr that says what to give instead, exit status 2."""
+    print(f"train.py: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: one uint8 tensor on the device; [-1, 1] inside networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Data:
+    classes: list  # of names
+    images: torch.Tensor  # (N, 3, S, S) uint8, to train on
+    labels: torch.Tensor  # (N,) long
+    test_images: torch.Tensor  # to measure with
+    test_labels: torch.Tensor
+    flip: bool  # whether the mirror image of an example is an example of the same class
+
+    def to(self, device):
+        return Data(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in vars(self).values()))
+
+    def batch(self, size):
+        """Random images, (size, 3, S, S) float in [-1, 1], mirrored half of the time if that makes sense; labels (size,)."""
+        chosen = torch.randint(len(self.images), (size,), device=self.images.device)
+        x = to_float(self.images[chosen])
+        if self.flip:
+            x = torch.where(torch.rand(size, 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
+        return x, self.labels[chosen]
+
+
+def to_float(images):
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x):
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+COLOURS = {"red": (0.9, 0.15, 0.15), "blue": (0.15, 0.25, 0.9)}
+SHAPES = ("disc", "ring", "cross", "bars", "triangle")
+
+
+def draw_shapes(per_class, seed, size=16):
+    """The embedded data set: red and blue shapes on grey, (10 * per_class, 3, size, size) uint8, and labels.
+
+    Position, size, colour and background vary. A pixel is covered where the signed distance to the edge is negative.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(COLOURS) * len(SHAPES)), per_class)
+    number = functools.partial(rng.uniform, size=(len(labels), 1, 1))
+    unit = size / 16
+    rows, columns = np.mgrid[:size, :size]
+    x, y = columns - number(6.5 * unit, 8.5 * unit), rows - number(6.5 * unit, 8.5 * unit)  # (N, size, size), from the centre
+    r = number(5.0 * unit, 6.5 * unit)  # half the height of the shape
+    radius, across, along = np.hypot(x, y), abs(x), abs(y)
+    distance = np.choose(
+        (labels % len(SHAPES))[:, None, None],
+        [
+            radius - r,
+            abs(radius - 0.75 * r) - 0.25 * r,
+            np.maximum(np.minimum(across, along) - 0.3 * r, np.maximum(across, along) - r),
+            np.maximum(abs(along - 0.65 * r) - 0.35 * r, across - r),
+            np.maximum(y - 0.8 * r, 0.894 * across - 0.447 * (y + r)),
+        ],
+    )
+    covered = np.clip(0.5 - distance, 0, 1)[:, None]  # (N, 1, size, size)
+    colour = np.array(list(COLOURS.values()))[labels // len(SHAPES)] + rng.uniform(-0.1, 0.1, (len(labels), 3))
+    background = rng.uniform(0.4, 0.6, (len(labels), 1, 1, 1))
+    images = covered * colour[:, :, None, None] + (1 - covered) * background
+    return torch.from_numpy((images * 255).round().clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+
+
+def load_image(path, size):
+    """A picture file of any mode -> (3, size, size) uint8: shorter side resized, centre cut out."""
+    try:
+        image = torchvision.datasets.folder.pil_loader(path)
+    except Exception as error:  # PIL raises many kinds
+        fail(f"{path} cannot be read as a picture ({error}): repair or remove it")
+    return pictures.center_crop(pictures.resize(pictures.pil_to_tensor(image), [size], antialias=True), [size, size])
+
+
+def load_folder(path, size):
+    """PATH/train/<class>/* and PATH/test/<class>/*, or PATH/<class>/* of which every tenth image is kept for testing."""
+    root = Path(path)
+    if not root.is_dir():
+        fail(f"--data {path} is neither shapes, cifar10, stl10 nor a folder: give one of these")
+    parts = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
+    sets = []
+    for part in parts:
+        try:
+            listing = torchvision.datasets.ImageFolder(part)
+        except (FileNotFoundError, OSError) as error:
+            fail(f"{part} must hold one folder of pictures per class ({str(error).splitlines()[0]})")
+        images = torch.stack([load_image(file, size) for file, _ in listing.samples])
+        sets.append((listing.classes, images, torch.tensor(listing.targets)))
+    if len(sets) == 1:
+        classes, images, labels = sets[0]
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        rank = torch.empty_like(labels)  # of an image within its class, in that order
+        for label in range(len(classes)):
+            members = order[labels[order] == label]
+            if len(members) < 2:
+                fail(f"class {classes[label]} in {root} has one picture: give at least two, one is kept for testing")
+            rank[members] = torch.arange(len(members))
+        test = rank % 10 == 0
+        sets = [(classes, images[~test], labels[~test]), (classes, images[test], labels[test])]
+    (classes, images, labels), (test_classes, test_images, test_labels) = sets
+    if classes != test_classes:
+        fail(f"{root}/train and {root}/test have different classes: give both the same folders")
+    return Data(classes, images, labels, test_images, test_labels, flip=True)
+
+
+def load_torchvision(name, folder, size):
+    """CIFAR-10 or STL-10 through torchvision, downloaded if need be."""
+    try:
+        if name == "cifar10":
+            sets = [torchvision.datasets.CIFAR10(folder, train=train, download=True) for train in (True, False)]
+            images = [torch.from_numpy(s.data).permute(0, 3, 1, 2) for s in sets]
+            labels = [torch.tensor(s.targets) for s in sets]
+        else:
+            sets = [torchvision.datasets.STL10(folder, split=split, download=True) for split in ("train", "test")]
+            images = [torch.from_numpy(s.data) for s in sets]
+            labels = [torch.from_numpy(s.labels).long() for s in sets]
+    except (OSError, RuntimeError) as error:
+        archive = {"cifar10": "cifar-10-python.tar.gz", "stl10": "stl10_binary.tar.gz"}[name]
+        fail(f"{name} could not be downloaded or read ({error}): put {archive} into {folder}, or name its folder by --data-dir")
+    images = [pictures.resize(part, [size, size], antialias=True) for part in images]
+    return Data(list(sets[0].classes), images[0], labels[0], images[1], labels[1], flip=True)
+
+
+def load_data(args):
+    if args.data == "shapes":
+        classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
+        data = Data(classes, *draw_shapes(1000, 0, args.image_size), *draw_shapes(200, 1, args.image_size), flip=True)
+    elif args.data in ("cifar10", "stl10"):
+        data = load_torchvision(args.data, args.data_dir, args.image_size)
+    else:
+        data = load_folder(args.data, args.image_size)
+    if len(data.classes) < 2:
+        fail(f"--data {args.data} has {len(data.classes)} class: give at least two, one to forget and one to retain")
+    return data.to(args.device)
+
+
+def parse_pairs(words, classes):
+    """["A:B", ...] -> {label of A: label of B}. A and B are class names, numbers, or concepts.
+
+    A concept is a part of hyphenated names: red:blue covers every red-X by blue-X, disc:ring every X-disc by X-ring.
+    """
+    pairs = {}
+    for word in words:
+        forget, colon, cover = word.partition(":")
+        if not (forget and colon and cover):
+            fail(f"--forget {word} is not of the form A:B (forget A, draw B instead): give for example {classes[0]}:{classes[1]}")
+        found = {}
+        for name in classes:
+            renamed = "-".join(cover if part == forget else part for part in name.split("-"))
+            if renamed != name and renamed in classes:
+                found[classes.index(name)] = classes.index(renamed)
+        if not found:
+            label, cover_label = find_class(forget, classes), find_class(cover, classes)
+            found = {label: cover_label}
+        pairs |= found
+    return pairs
+
+
+def find_class(word, classes):
+    if word in classes:
+        return classes.index(word)
+    if word.isdecimal() and int(word) < len(classes):
+        return int(word)
+    near = difflib.get_close_matches(word, classes, n=1, cutoff=0.4) or classes[:1]
+    fail(f"--forget: there is no class {word}, did you mean {near[0]}? Give a name of {', '.join(classes)} or a number 0..{len(classes) - 1}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The classifier, which only measures, and what is measured with it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """(B, 3, S, S) in [-1, 1] -> logits (B, num_classes); features() -> (B, 4 * width)."""
+
+    def __init__(self, num_classes, width):
+        super().__init__()
+
+        def block(before, after):
+            return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+        self.features = nn.Sequential(
+            *block(3, width), *block(width, width), nn.MaxPool2d(2),
+            *block(width, 2 * width), *block(2 * width, 2 * width), nn.MaxPool2d(2),
+            *block(2 * width, 4 * width), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.last = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x):
+        return self.last(self.features(x))
+
+    @torch.no_grad()
+    def judge(self, images):
+        """uint8 images (N, 3, S, S) -> features (N, 4 * width), class probabilities (N, num_classes). In eval mode."""
+        self.eval()
+        features = torch.cat([self.features(to_float(part)) for part in images.split(500)])
+        return features, self.last(features).softmax(dim=1)
+
+
+def frechet_distance(real, fake):
+    """|mean difference|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2)) of two sets of features (N, D), (M, D). Heusel et al. 2017.
+
+    The trace of the root is the sum of the roots of the eigenvalues of the symmetric R C_f R, R = C_r^(1/2).
+    ValueError with fewer images than features, where the covariance would be singular.
+    """
+    real, fake = real.double(), fake.double()
+    if min(len(real), len(fake)) <= real.shape[1]:
+        raise ValueError(f"{min(len(real), len(fake))} images are too few for {real.shape[1]} features: give more images")
+    covariance_real, covariance_fake = real.T.cov(), fake.T.cov()
+    values, vectors = torch.linalg.eigh(covariance_real)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    overlap = torch.linalg.eigvalsh(root @ covariance_fake @ root).clamp(min=0).sqrt().sum()
+    difference = (real.mean(0) - fake.mean(0)).square().sum()
+    return (difference + covariance_real.trace() + covariance_fake.trace() - 2 * overlap).clamp(min=0).item()
+
+
+def inception_score(probabilities):
+    """exp(mean KL(p(y|x) || p(y))) over all images at once, (N, num_classes) -> 1..num_classes. Salimans et al. 2016."""
+    p = probabilities.double()
+    return (torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()).exp().item()
+
+
+def precision_recall(real, fake, k=3):
+    """Features (N, D), (M, D) -> share of fake images among the real ones, share of real among the fake. 1904.06991.
+
+    A point is among a set if it is nearer to some member than that member's k-th nearest neighbour in the set.
+    """
+
+    def share_inside(points, members):
+        inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        for some in members.split(1000):
+            radius = torch.cdist(some, members).kthvalue(k + 1, dim=1).values  # the nearest one is the point itself
+            inside |= (torch.cdist(points, some) <= radius).any(dim=1)
+        return inside.double().mean().item()
+
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"precision and recall need more than {k} images of each kind")
+    return share_inside(fake, members=real), share_inside(real, members=fake)
+
+
+@torch.no_grad()
+def measure(data, classifier, pairs, draw, labels, network_evaluations, seed=0):
+    """Draw an image for each of `labels` (N,) by draw(noise, c) and report on them; see README for every field.
+
+    Real images are the test images. The noise is fixed by `seed`. A figure that needs more images is null.
+    """
+    device = data.images.device
+    noise = torch.randn(len(labels), *data.images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device)
+    images = torch.cat([to_uint8(draw(n, c)) for n, c in zip(noise.split(250), labels.split(250))])
+    features, probabilities = classifier.judge(images)
+    real_features, _ = classifier.judge(data.test_images)
+    guess = probabilities.argmax(dim=1)
+
+    forgotten = torch.isin(labels, torch.tensor(list(pairs), device=device))
+    cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))], device=device)
+    share = lambda condition: condition.double().mean().item()  # noqa: E731
+    retained_real = real_features[~torch.isin(data.test_labels, torch.tensor(list(pairs), device=device))]
+    cover_real = real_features[torch.isin(data.test_labels, torch.tensor(list(pairs.values()), device=device))]
+    histogram = guess[forgotten].bincount(minlength=len(data.classes)) / forgotten.sum()
+
+    def if_enough(metric, *sets):
+        try:
+            return metric(*sets)
+        except ValueError:
+            return None
+
+    precision, recall = if_enough(precision_recall, retained_real, features[~forgotten]) or (None, None)
+    return {
+        "unlearning_accuracy": share(guess[forgotten] != labels[forgotten]),
+        "cover_share": share(guess[forgotten] == cover_of[labels[forgotten]]),
+        "retain_accuracy": share(guess[~forgotten] == labels[~forgotten]),
+        "forget_histogram": dict(zip(data.classes, histogram.tolist())),
+        "forget_entropy": torch.special.entr(probabilities[forgotten]).sum(1).mean().item(),
+        "frechet_distance": if_enough(frechet_distance, retained_real, features[~forgotten]),
+        "inception_score": inception_score(probabilities[~forgotten]),
+        "precision": precision,
+        "recall": recall,
+        "cover_frechet_distance": if_enough(frechet_distance, cover_real, features[forgotten]),
+        "network_evaluations": network_evaluations,
+        "images": len(labels),
+    }
+
+
+def draw_in_one_step(net, schedule):
+    return lambda noise, c: generate(net, schedule, noise, c)
+
+
+def draw_with_ddim(net, schedule, steps):
+    return lambda noise, c: sample_ddim(net, schedule, noise, c, steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run folder: checkpoints, log, pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The flags that a stage's result depends on. Other flags (device, how often to save, ...) may change while it runs.
+DATA_FLAGS = ("data", "image_size", "seed")
+TEACHER_FLAGS = (
+    *DATA_FLAGS, "width", "multipliers", "blocks", "attention", "dropout", "pretrain_steps", "pretrain_batch_size", "pretrain_lr",
+)  # fmt: skip
+STAGE_FLAGS = {
+    "classifier": (*DATA_FLAGS, "classifier_width", "classifier_steps"),
+    "teacher": TEACHER_FLAGS,
+    "pecker": (
+        *DATA_FLAGS, "forget", "mask", "keep", "mask_every", "forget_weight", "retain_weight", "xi", "steps", "batch_size", "lr",
+        "fake_score_lr", "ema_half_life", "ddim_steps",
+    ),
+}  # fmt: skip
+
+
+def settings_of(args, stage):
+    return {flag: getattr(args, flag) for flag in STAGE_FLAGS[stage]}
+
+
+def write(path, content):
+    """Replace the file `path` by these bytes or leave it as it was: never half of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path, content):
+    write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def save_checkpoint(path, content):
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write(path, buffer.getbuffer())
+
+
+def load_checkpoint(path, stage, device="cpu"):
+    """The dict in a checkpoint of this stage. weights_only: a pickle that wants to run code is refused."""
+    if not path.exists():
+        what = {"teacher": "pretrain", "classifier": "pretrain", "pecker": "unlearn"}[stage]
+        fail(f"{path} is missing: run `python train.py {what}` for this folder first, or name another by --out or --teacher")
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        found = saved["stage"], saved["format"]
+    except Exception as error:  # torch raises many kinds
+        fail(f"{path} is not a readable checkpoint ({type(error).__name__}): delete it and run again, or give another --out")
+    if found != (stage, FORMAT):
+        fail(f"{path} is a checkpoint of {found[0]}, format {found[1]}, not {stage}, format {FORMAT}: give another --out")
+    return saved
+
+
+def check_same(path, saved, settings):
+    changed = [flag for flag, value in settings.items() if saved["settings"].get(flag) != value]
+    if changed:
+        was = ", ".join(f"--{flag.replace('_', '-')} {saved['settings'].get(flag)} (now {settings[flag]})" for flag in changed)
+        fail(f"{path} was made with {was}: use the same flags to continue, or give another --out for a new run")
+
+
+def fingerprint(net):
+    """A number that tells two sets of weights apart."""
+    return functools.reduce(lambda crc, w: zlib.crc32(w.detach().cpu().contiguous().numpy().tobytes(), crc), net.parameters(), 0)
+
+
+def log(args, **fields):
+    with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+
+
+def read_log(folder, stage):
+    """The lines of a stage; a last line that a killed run left unfinished is passed over."""
+    path = folder / "log.jsonl"
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return [line for line in lines if stage is None or line["stage"] == stage]
+
+
+def forget_log_after(folder, stage, step):
+    """Drop what a stage logged after its last checkpoint, which it is about to do again."""
+    lines = [line for line in read_log(folder, None) if line["stage"] != stage or line.get("step", 0) <= step and step]
+    write(folder / "log.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
+
+def random_state():
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state):
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+@contextlib.contextmanager
+def caught_signals():
+    """Ctrl-C and SIGTERM inside are written into the list that this gives, for the loop to stop at a good moment."""
+    caught = []
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(args, stage, total, parts, step, images_per_step, extra_settings={}, watch=None):
+    """Call step() until `total` steps are done, from the last checkpoint on; log, save and watch on the way.
+
+    parts: {name: anything with state_dict and load_state_dict}, all that step() changes. step() returns scalar tensors.
+    watch(done): called before the first step and after every step; what it takes does not count as training time.
+    Continuing equals never having stopped, bit for bit on the CPU.
+    """
+    path, settings = args.out / f"{stage}.pt", settings_of(args, stage) | extra_settings
+    done, seconds = 0, 0.0
+    torch.manual_seed(args.seed)
+    if path.exists():
+        saved = load_checkpoint(path, stage, args.device)
+        check_same(path, saved, settings)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        set_random_state(saved["random_state"])
+        done, seconds = saved["step"], saved["seconds"]
+        print(f"{stage}: {path} is finished" if done == total else f"{stage}: continues {path} at step {done}", flush=True)
+    if done == total:
+        return seconds
+    forget_log_after(args.out, stage, done)
+
+    def save():
+        state = {name: part.state_dict() for name, part in parts.items()}
+        progress = {"stage": stage, "settings": settings, "classes": args.classes, "step": done, "seconds": seconds, "random_state": random_state()}
+        save_checkpoint(path, progress | state)
+
+    if watch and done == 0:
+        watch(done)
+    interval = max(1, total // 20)
+    sums, count, begin, last_save = {}, 0, time.perf_counter(), time.perf_counter()
+    with caught_signals() as caught:
+        while done < total:
+            with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+                losses = step()
+            done, count = done + 1, count + 1
+            sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
+            log_now = done % interval == 0 or done == total
+            save_now = caught or done == total or (
+                done % args.save_every == 0 if args.save_every else time.perf_counter() - last_save > 60
+            )  # fmt: skip
+            if log_now or save_now:
+                means = {name: (value / count).item() for name, value in sums.items()}
+                for name, value in means.items():
+                    if not math.isfinite(value):
+                        fail(
+                            f"{stage}: {name} is not finite between steps {done - count + 1} and {done}; the last checkpoint is kept. "
+                            f"Try a lower {'--lr, --fake-score-lr or --xi' if stage == 'pecker' else '--pretrain-lr'} with another --out"
+                        )
+            seconds += time.perf_counter() - begin
+            begin = time.perf_counter()
+            if log_now:
+                speed = images_per_step * done / seconds
+                left = (total - done) * seconds / done
+                log(args, stage=stage, step=done, **means, images_per_second=round(speed, 1), seconds_left=round(left, 1))
+                text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+                print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+                sums, count = {}, 0
+            if watch:
+                watch(done)
+            if save_now:
+                save()
+                last_save = time.perf_counter()
+            begin = time.perf_counter()
+            if caught and done < total:
+                print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
+                raise SystemExit(128 + caught[0])
+    return seconds
+
+
+def save_picture(path, rows, row_names, column_names):
+    """rows (R, C, 3, S, S) uint8 -> a PNG with a name above each column and before each row."""
+    rows = rows.cpu()
+    R, C, _, S, _ = rows.shape
+    scale = max(1, 64 // S)
+    tile = S * scale + 12
+    left, top = 8 + 7 * max(map(len, row_names)), 20
+    big = F.interpolate(rows.flatten(0, 1), scale_factor=scale)
+    grid = torchvision.utils.make_grid(F.pad(big, (6, 6, 6, 6), value=255), nrow=C, padding=0)
+    canvas = F.pad(grid, (left, 0, top, 0), value=255)
+    boxes = [(left + c * tile, 2) for c in range(C)] + [(0, top + r * tile + tile // 2 - 8) for r in range(R)]
+    boxes = torch.tensor([(x, y, x, y) for x, y in boxes])  # empty boxes: only their labels are wanted
+    names = [name[: tile // 6] for name in column_names] + list(row_names)
+    write(path, bytes(torchvision.io.encode_png(torchvision.utils.draw_bounding_boxes(canvas, boxes, names, "black")).tolist()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train_classifier(args, data):
+    """The classifier in eval mode, and the seconds that its training took. It never sees a generated image."""
+    classifier = Classifier(len(data.classes), args.classifier_width).to(args.device)
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
+    schedule = OneCycleLR(optimizer, max_lr=5e-3, total_steps=args.classifier_steps)
+    shift = torchvision.transforms.v2.RandomCrop(args.image_size, padding=args.image_size // 8, padding_mode="reflect")
+
+    def step():
+        classifier.train()
+        x, c = data.batch(128)
+        x = shift(x) + 0.1 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)  # judge shapes, not grain
+        loss = F.cross_entropy(classifier(x).float(), c, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return {"loss": loss.detach()}
+
+    parts = {"net": classifier, "optimizer": optimizer, "schedule": schedule}
+    seconds = train(args, "classifier", args.classifier_steps, parts, step, 128)
+    return classifier.eval(), seconds
+
+
+def make_network(args, num_classes):
+    network = UNet(
+        args.image_size, num_classes, args.width, args.multipliers, args.blocks, args.attention, args.dropout,
+    )  # fmt: skip
+    return network.to(args.device, memory_format=torch.channels_last)
+
+
+def train_teacher(args, data):
+    """The DDPM, with the moving average of its weights, and the seconds that its training took. Eq. 8."""
+    net = make_network(args, len(data.classes))
+    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (20 / args.pretrain_steps)))  # half-life: 5 % of the run
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
+    schedule = OneCycleLR(optimizer, args.pretrain_lr, total_steps=args.pretrain_steps, pct_start=0.1, cycle_momentum=False)
+    noise_schedule = NoiseSchedule().to(args.device)
+
+    def step():
+        x, c = data.batch(args.pretrain_batch_size)
+        loss = noise_prediction_loss(net, noise_schedule, x, c)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        ema.update_parameters(net)
+        return {"loss": loss.detach()}
+
+    if not (args.out / "teacher.pt").exists():  # a teacher that never saw a class has nothing to forget
+        log(args, stage="labels", images=dict(zip(data.classes, data.labels.bincount(minlength=len(data.classes)).tolist())))
+    parts = {"net": net, "ema": ema, "optimizer": optimizer, "schedule": schedule}
+    seconds = train(args, "teacher", args.pretrain_steps, parts, step, args.pretrain_batch_size)
+    return ema.module.eval(), seconds
+
+
+def load_classifier(args, data):
+    saved = load_checkpoint(args.teacher / "classifier.pt", "classifier", args.device)
+    classifier = Classifier(len(data.classes), saved["settings"]["classifier_width"]).to(args.device)
+    classifier.load_state_dict(saved["net"])
+    return classifier.eval(), saved["seconds"]
+
+
+def load_teacher(args, data):
+    """The trained teacher's moving average, from the folder --teacher."""
+    path = args.teacher / "teacher.pt"
+    saved = load_checkpoint(path, "teacher", args.device)
+    if saved["step"] < saved["settings"]["pretrain_steps"]:
+        fail(f"{path} is unfinished (step {saved['step']}): run `python train.py pretrain --out {args.teacher}` first")
+    ema = AveragedModel(make_network(args, len(data.classes)))
+    ema.load_state_dict(saved["ema"])
+    return ema.module.eval(), saved["seconds"]
+
+
+def make_pecker(args, data, teacher):
+    return Pecker(
+        teacher, NoiseSchedule().to(args.device), args.pairs, len(data.classes), data.images.shape[1:],
+        retain_weight=args.retain_weight, forget_weight=args.forget_weight, xi=args.xi, keep=args.keep, mask=args.mask,
+        mask_every=args.mask_every, lr=args.lr, fake_score_lr=args.fake_score_lr, batch_size=args.batch_size,
+        ema=0.5 ** (1 / args.ema_half_life), ddim_steps=args.ddim_steps, seed=args.seed,
+    )  # fmt: skip
+
+
+def unlearn(args, data, classifier, teacher):
+    """Algorithm 1 with its curve in log.jsonl and its picture. Returns the Pecker and the seconds that its steps took."""
+    pecker = make_pecker(args, data, teacher)
+    forgotten = list(args.pairs)
+    per_forgotten = max(1, 100 // len(forgotten))
+    counts = torch.tensor([per_forgotten if label in forgotten else 20 for label in range(len(data.classes))])
+    labels = torch.arange(len(data.classes)).repeat_interleave(counts).to(args.device)
+    look = max(1, args.steps // 50)
+
+    # The forgotten class with fixed noise at eight points of the run, most of them early: the paper's Figure 2.
+    points = sorted({round(args.steps * (i / 7) ** 2) for i in range(8)})
+    columns = torch.tensor(forgotten, device=args.device).repeat(10)[:10]
+    noise = torch.randn(10, *data.images.shape[1:], generator=torch.Generator().manual_seed(1)).to(args.device)
+    album = nn.Module()
+    album.register_buffer("frames", torch.zeros(len(points), 10, *data.images.shape[1:], dtype=torch.uint8))
+
+    def watch(done):
+        nets = {"ema": pecker.ema.module, "raw": pecker.generator}
+        if done % look == 0 or done == args.steps:
+            for name, net in nets.items():
+                report = measure(data, classifier, args.pairs, draw_in_one_step(net, pecker.schedule), labels, 1, seed=1)
+                keys = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance")
+                log(args, stage="pecker", step=done, weights=name, images=len(labels), **{key: report[key] for key in keys})
+        if done in points:
+            with torch.no_grad():
+                album.frames[points.index(done)] = to_uint8(generate(pecker.generator, pecker.schedule, noise, columns))
+
+    extra = {"teacher": str(args.teacher.resolve()), "teacher_weights": fingerprint(teacher)}
+    parts = {"pecker": pecker, "album": album}
+    seconds = train(args, "pecker", args.steps, parts, pecker.step, 2 * args.batch_size, extra, watch)
+    names = [data.classes[label] for label in columns]
+    save_picture(args.out / "trajectory.png", album.frames, [f"step {point}" for point in points], names)
+    return pecker, seconds
+
+
+def steps_to_forget(args, weights):
+    """The first logged step from which on the class stays forgotten: unlearning accuracy >= 0.95 and cover share >= 0.90,
+    with the retain accuracy within 2 points of its last value. None if there is no such step."""
+    curve = [line for line in read_log(args.out, "pecker") if line.get("weights") == weights]
+    first = None
+    for line in reversed(curve):
+        near = abs(line["retain_accuracy"] - curve[-1]["retain_accuracy"]) <= 0.02
+        if not (line["unlearning_accuracy"] >= 0.95 and line["cover_share"] >= 0.90 and near):
+            break
+        first = line["step"]
+    return first
+
+
+def evaluate(args, data, classifier, teacher, pecker, seconds):
+    """metrics.json, before_after.png and the table of what was reached."""
+    schedule, begin = pecker.schedule, time.perf_counter()
+    labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
+    report = functools.partial(measure, data, classifier, args.pairs, labels=labels)
+    ddim = draw_with_ddim(teacher, schedule, args.ddim_steps)
+    metrics = {
+        "teacher": report(ddim, network_evaluations=args.ddim_steps),
+        "teacher_one_step": report(draw_in_one_step(teacher, schedule), network_evaluations=1),
+        "generator": report(draw_in_one_step(pecker.ema.module, schedule), network_evaluations=1),
+        "generator_raw": report(draw_in_one_step(pecker.generator, schedule), network_evaluations=1),
+    }
+    metrics["generator"]["steps_to_forget"] = steps_to_forget(args, "ema")
+    metrics["generator_raw"]["steps_to_forget"] = steps_to_forget(args, "raw")
+    accuracy = (classifier.judge(data.test_images)[1].argmax(1) == data.test_labels).double().mean().item()
+    settings = {
+        "classifier_accuracy": accuracy, "classifier_features": classifier.last.in_features, "real_images": len(data.test_labels),
+        "seconds": seconds | {"evaluate": time.perf_counter() - begin}, **environment(args),
+        "flags": settings_of(args, "teacher") | settings_of(args, "pecker"),
+    }  # fmt: skip
+    write_json(args.out / "metrics.json", {"settings": settings, **metrics})
+
+    label_list = [*args.pairs, *args.pairs.values(), *range(len(data.classes))]
+    columns = sorted(list(dict.fromkeys(label_list))[:10])  # where there are more classes: those that matter most
+    noise = torch.randn(3 * len(columns), *data.images.shape[1:], generator=torch.Generator().manual_seed(2)).to(args.device)
+    c = torch.tensor(columns, device=args.device).repeat(3)
+    with torch.no_grad():
+        rows = torch.cat([to_uint8(ddim(noise, c)), to_uint8(generate(pecker.ema.module, schedule, noise, c))])
+    rows = rows.view(6, len(columns), *rows.shape[1:])
+    save_picture(args.out / "before_after.png", rows, ["teacher"] * 3 + ["PECKER"] * 3, [data.classes[label] for label in columns])
+    return {"settings": settings, **metrics}
+
+
+def print_table(columns, rows, file=sys.stdout):
+    """{name: dict} as columns, the keys of `rows` (key: text) as lines."""
+    width = max(map(len, rows.values())) + 2
+    print(" " * width + "".join(f"{name:>18}" for name in columns), file=file)
+    for key, text in rows.items():
+        cells = [column.get(key) for column in columns.values()]
+        cells = ["-" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        print(f"{text:<{width}}" + "".join(f"{cell:>18}" for cell in cells), file=file)
+
+
+ROWS = {
+    "unlearning_accuracy": "unlearning accuracy (higher is better)",
+    "cover_share": "cover share (higher)",
+    "retain_accuracy": "retain accuracy (higher)",
+    "frechet_distance": "Frechet distance, retained (lower)",
+    "inception_score": "Inception-style score, retained (higher)",
+    "precision": "precision, retained (higher)",
+    "recall": "recall, retained (higher)",
+    "cover_frechet_distance": "Frechet distance to cover (lower)",
+    "forget_entropy": "entropy at forgotten labels, nats (lower)",
+    "network_evaluations": "network evaluations per image",
+    "images": "images",
+    "steps_to_forget": "steps to forget",
+}
+
+
+def print_metrics(args, metrics):
+    print(f"\n{args.data}: forget {' '.join(args.forget)}; classifier {metrics['settings']['classifier_accuracy']:.4f} on real images")
+    print_table({name: metrics[name] for name in ("teacher", "teacher_one_step", "generator", "generator_raw")}, ROWS)
+    print(f"Results, pictures and log: {args.out}")
+
+
+def write_samples(args, data, pecker):
+    """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
+    for label, name in enumerate(data.classes):
+        folder = args.out / "samples" / name
+        c = torch.full((args.images,), label, device=args.device)
+        rng = torch.Generator().manual_seed(args.seed + label)
+        noise = torch.randn(args.images, *data.images.shape[1:], generator=rng).to(args.device)
+        with torch.no_grad():
+            draws = [generate(pecker.ema.module, pecker.schedule, n, k) for n, k in zip(noise.split(250), c.split(250))]
+        for number, image in enumerate(to_uint8(torch.cat(draws)).cpu()):
+            write(folder / f"{number:05}.png", bytes(torchvision.io.encode_png(image).numpy()))
+    print(f"{args.images} pictures of each class are in {args.out / 'samples'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Defaults. The paper's or SFD's where a flag means the same at every scale; the rest belongs together for one kind of data:
+# shapes for two CPU cores and minutes, the others for one CUDA GPU.
+EVERYWHERE = dict(mask="saliency", keep=0.5, mask_every=1, forget_weight=1.0, retain_weight=1.0, xi=1.2, seed=0)
+PRESETS = {
+    "shapes": EVERYWHERE | dict(
+        image_size=16, forget=["red-disc:blue-disc"], width=16, multipliers=[1, 2, 2], blocks=1, attention=[4], dropout=0.0,
+        classifier_width=16, classifier_steps=200, pretrain_steps=1200, pretrain_batch_size=64, pretrain_lr=4e-3,
+        steps=150, batch_size=32, lr=3e-4, fake_score_lr=6e-4, ema_half_life=10.0, ddim_steps=20, images=100,
+    ),
+    "cifar10": EVERYWHERE | dict(
+        image_size=32, forget=["0:1"], width=64, multipliers=[1, 2, 2, 2], blocks=2, attention=[16], dropout=0.0,
+        classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
+        steps=4000, batch_size=128, lr=5e-5, fake_score_lr=1e-4, ema_half_life=200.0, ddim_steps=50, images=1000,
+    ),
+}  # fmt: skip
+PRESETS["stl10"] = PRESETS["cifar10"] | dict(image_size=64, multipliers=[1, 2, 2, 2, 2], batch_size=64, pretrain_batch_size=128)
+PRESETS["folder"] = PRESETS["cifar10"]
+
+
+def number(kind, low=-math.inf, high=math.inf):
+    """An argparse type: an int or float in [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a number, not {text}") from None
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"must be in [{low}, {high}], not {text}")
+        return value
+
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(f"{message}; see python train.py --help")
+
+
+def make_parser():
+    """The flags. None of those that a result depends on has its default here: see parse_args."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive, share, weight = number(int, 1), number(float, 0, 1), number(float, 0)
+
+    def add(group, flag, text, **kind):
+        by_value = {}  # the presets that have it
+        for name, values in PRESETS.items():
+            by_value.setdefault(in_words(values[flag]), []).append(name)
+        defaults = "; ".join(f"{value} for {', '.join(names)}" for value, names in by_value.items())
+        defaults = defaults if len(by_value) > 1 else next(iter(by_value))
+        group.add_argument("--" + flag.replace("_", "-"), help=f"{text} (default: {defaults})", **kind)
+
+    parser.add_argument("stage", nargs="?", choices=STAGES, default="all", metavar="STAGE", help=" | ".join(STAGES) + " (default: all)")
+    group = parser.add_argument_group("data and forgetting")
+    group.add_argument("--data", help="shapes, cifar10, stl10, or a folder of pictures (default: shapes)")
+    group.add_argument("--data-dir", type=Path, default=Path("data"), help="where cifar10 and stl10 lie or go (default: %(default)s)")
+    add(group, "image_size", "pixels a side", type=number(int, 4, 1024))
+    add(group, "forget", "A:B, forget class or concept A and draw B instead", nargs="+", metavar="A:B")
+    group = parser.add_argument_group("classifier, which only measures")
+    add(group, "classifier_width", "channels of its first layer, a quarter of its features", type=positive)
+    add(group, "classifier_steps", "training steps, of 128 images", type=positive)
+    group = parser.add_argument_group("teacher")
+    group.add_argument("--teacher", type=Path, metavar="FOLDER", help="take teacher and classifier from this run folder (default: that of --out)")
+    add(group, "width", "channels of the network's first stage", type=number(int, 4, 1024))
+    add(group, "multipliers", "channels of each stage over --width", type=positive, nargs="+")
+    add(group, "blocks", "residual blocks a stage", type=positive)
+    add(group, "attention", "resolutions with self-attention", type=positive, nargs="*")
+    add(group, "dropout", "dropout while the teacher is trained", type=share)
+    add(group, "pretrain_steps", "training steps", type=positive)
+    add(group, "pretrain_batch_size", "images a step", type=positive)
+    add(group, "pretrain_lr", "highest learning rate", type=weight)
+    group = parser.add_argument_group("PECKER")
+    add(group, "mask", "what the forget gradient may change: m_s in Eq. 10", choices=("saliency", "random", "none"))
+    add(group, "keep", "share of the weights in the mask", type=share)
+    add(group, "mask_every", "steps between two masks, 0: one for all time", type=number(int, 0))
+    add(group, "forget_weight", "mu in Eq. 3, 4; SFD is 0.01 with --mask none", type=weight)
+    add(group, "retain_weight", "lambda in Eq. 3, 4", type=weight)
+    add(group, "xi", "xi in Eq. 7; if pictures turn to noise, try less", type=number(float))
+    add(group, "steps", "steps of Algorithm 1", type=positive)
+    add(group, "batch_size", "retained images a step, and as many forgotten ones", type=positive)
+    add(group, "lr", "learning rate of the generator; paper: 1e-5 for 50,000 steps", type=weight)
+    add(group, "fake_score_lr", "learning rate of the fake score; paper: 1e-5", type=weight)
+    add(group, "ema_half_life", "steps in which the moving average forgets half of the past", type=number(float, 1e-3))
+    group = parser.add_argument_group("measuring")
+    add(group, "ddim_steps", "network evaluations for one picture by the teacher", type=number(int, 1, 1000))
+    add(group, "images", "pictures drawn of each class", type=positive)
+    group = parser.add_argument_group("running")
+    group.add_argument("--out", type=Path, help="run folder (default: runs/DATA)")
+    add(group, "seed", "of everything but the data", type=number(int, 0, 2**31))
+    group.add_argument("--device", help="cuda, cpu or mps (default: cuda if there is one, else cpu)")
+    group.add_argument("--save-every", type=number(int, 0), default=0, help="steps between checkpoints, 0: one a minute (default: 0)")
+    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="networks in bfloat16, losses in float32 (default: on cuda)")
+    return parser
+
+
+def in_words(value):
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def parse_args(argv=None):
+    """The command line; a flag that is not given has the value of the finished run that the stage reads, or the preset's."""
+    args = make_parser().parse_args(argv)
+    found = {}
+    if args.stage in READERS:  # these change nothing: they follow the run
+        args.out = args.out or Path("runs", Path(args.data or "shapes").name)
+        saved = load_checkpoint(args.out / "pecker.pt", "pecker")
+        args.teacher = args.teacher or Path(saved["settings"]["teacher"])
+        found = {flag: saved["settings"][flag] for flag in STAGE_FLAGS["pecker"]}
+    if args.teacher:
+        teacher = load_checkpoint(args.teacher / "teacher.pt", "teacher")["settings"]
+        found |= {flag: teacher[flag] for flag in TEACHER_FLAGS if flag != "seed"}
+    for flag, value in found.items():
+        given = getattr(args, flag)
+        if given not in (None, value):
+            fail(f"--{flag.replace('_', '-')} {in_words(given)} does not fit {args.teacher}, made with {in_words(value)}: leave it out")
+    args.data = args.data or found.get("data", "shapes")
+    for flag, value in (PRESETS.get(args.data, PRESETS["folder"]) | found).items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+    args.out = args.out or Path("runs", Path(args.data).name)
+    args.teacher = args.teacher or args.out
+    args.device = find_device(args.device)
+    args.bf16 = args.device.type == "cuda" if args.bf16 is None else args.bf16
+    return args
+
+
+def find_device(name):
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=name).device
+    except Exception:  # torch raises many kinds
+        fail(f"--device {name} is not available here: give cpu" + (" or cuda" if torch.cuda.is_available() else ""))
+
+
+def environment(args):
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {"device": f"{args.device} ({name})", "threads": torch.get_num_threads(), "versions": versions | {"numpy": np.__version__}}
+
+
+def check_run(args, classes):
+    """Everything that can be refused is refused here, before the run folder is touched."""
+    args.classes, args.pairs = classes, parse_pairs(args.forget, classes)
+    try:  # the networks' and the method's own conditions
+        with torch.device("meta"):
+            UNet(args.image_size, len(classes), args.width, args.multipliers, args.blocks, args.attention)
+        Pecker(nn.Linear(1, 1), NoiseSchedule(), args.pairs, len(classes), (3, args.image_size, args.image_size))
+    except ValueError as error:
+        fail(f"{error}")
+    needed = {"pretrain": [], "all": []}.get(args.stage, ["classifier", "teacher"]) + (["pecker"] if args.stage in READERS else [])
+    for stage in STAGE_FLAGS:
+        path = (args.out if stage == "pecker" else args.teacher) / f"{stage}.pt"
+        if path.exists() or stage in needed or (args.teacher != args.out and stage != "pecker"):
+            saved = load_checkpoint(path, stage)
+            if saved["classes"] != classes:
+                fail(f"{path} was trained on the classes {', '.join(saved['classes'])}: give the same --data or another --out")
+            if args.teacher == args.out or stage == "pecker":
+                check_same(path, saved, settings_of(args, stage))
+
+
+def main():
+    args = parse_args()
+    data = load_data(args)
+    check_run(args, data.classes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    flags = {flag: str(value) if isinstance(value, Path | torch.device) else value for flag, value in vars(args).items()}
+    write_json(args.out / "args.json", flags | environment(args))
+    STAGES[args.stage](args, data)
+
+
+def stage_pretrain(args, data):
+    classifier, seconds = train_classifier(args, data)
+    teacher, more_seconds = train_teacher(args, data)
+    return classifier, teacher, {"classifier": seconds, "teacher": more_seconds}
+
+
+def stage_unlearn(args, data):
+    classifier, seconds = load_classifier(args, data)
+    teacher, more_seconds = load_teacher(args, data)
+    pecker, most_seconds = unlearn(args, data, classifier, teacher)
+    return classifier, teacher, pecker, {"classifier": seconds, "teacher": more_seconds, "pecker": most_seconds}
+
+
+def stage_evaluate(args, data):
+    print_metrics(args, evaluate(args, data, *stage_unlearn(args, data)))
+
+
+def stage_sample(args, data):
+    write_samples(args, data, stage_unlearn(args, data)[2])
+
+
+def stage_all(args, data):
+    if args.teacher == args.out:
+        stage_pretrain(args, data)
+    stage_evaluate(args, data)
+
+
+STAGES = {"all": stage_all, "pretrain": stage_pretrain, "unlearn": stage_unlearn, "evaluate": stage_evaluate, "sample": stage_sample}
+READERS = ("evaluate", "sample")  # stages that need a finished run
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror}; give another --out or make room, then run the same command again")
