@@ -289,16 +289,16 @@ def precision_recall(real, fake, k=3):
 
 
 @torch.no_grad()
-def measure(data, classifier, pairs, draw, labels, network_evaluations, seed=0):
+def measure(data, classifier, real_features, pairs, draw, labels, network_evaluations, seed=0, curve=False):
     """Draw an image for each of `labels` (N,) by draw(noise, c) and report on them; see README for every field.
 
-    Real images are the test images. The noise is fixed by `seed`. A figure that needs more images is null.
+    real_features: classifier.judge(data.test_images)[0], made once. The noise is fixed by `seed`. A figure that needs
+    more images than there are is None. curve: leave out what takes long, precision and recall.
     """
     device = data.images.device
     noise = torch.randn(len(labels), *data.images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device)
     images = torch.cat([to_uint8(draw(n, c)) for n, c in zip(noise.split(250), labels.split(250))])
     features, probabilities = classifier.judge(images)
-    real_features, _ = classifier.judge(data.test_images)
     guess = probabilities.argmax(dim=1)
 
     forgotten = torch.isin(labels, torch.tensor(list(pairs), device=device))
@@ -314,7 +314,8 @@ def measure(data, classifier, pairs, draw, labels, network_evaluations, seed=0):
         except ValueError:
             return None
 
-    precision, recall = if_enough(precision_recall, retained_real, features[~forgotten]) or (None, None)
+    neighbours = None if curve else if_enough(precision_recall, retained_real, features[~forgotten])
+    precision, recall = neighbours or (None, None)
     return {
         "unlearning_accuracy": share(guess[forgotten] != labels[forgotten]),
         "cover_share": share(guess[forgotten] == cover_of[labels[forgotten]]),
@@ -345,12 +346,11 @@ def draw_with_ddim(net, schedule, steps):
 
 # The flags that a stage's result depends on. Other flags (device, how often to save, ...) may change while it runs.
 DATA_FLAGS = ("data", "image_size", "seed")
-TEACHER_FLAGS = (
-    *DATA_FLAGS, "width", "multipliers", "blocks", "attention", "dropout", "pretrain_steps", "pretrain_batch_size", "pretrain_lr",
-)  # fmt: skip
 STAGE_FLAGS = {
     "classifier": (*DATA_FLAGS, "classifier_width", "classifier_steps"),
-    "teacher": TEACHER_FLAGS,
+    "teacher": (
+        *DATA_FLAGS, "width", "multipliers", "blocks", "attention", "dropout", "pretrain_steps", "pretrain_batch_size", "pretrain_lr",
+    ),
     "pecker": (
         *DATA_FLAGS, "forget", "mask", "keep", "mask_every", "forget_weight", "retain_weight", "xi", "steps", "batch_size", "lr",
         "fake_score_lr", "ema_half_life", "ddim_steps",
@@ -463,7 +463,6 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
     """
     path, settings = args.out / f"{stage}.pt", settings_of(args, stage) | extra_settings
     done, seconds = 0, 0.0
-    torch.manual_seed(args.seed)
     if path.exists():
         saved = load_checkpoint(path, stage, args.device)
         check_same(path, saved, settings)
@@ -524,20 +523,28 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
     return seconds
 
 
+def write_png(path, image):
+    """image (3, H, W) uint8."""
+    buffer = io.BytesIO()
+    pictures.to_pil_image(image.cpu()).save(buffer, format="png")
+    write(path, buffer.getbuffer())
+
+
 def save_picture(path, rows, row_names, column_names):
     """rows (R, C, 3, S, S) uint8 -> a PNG with a name above each column and before each row."""
     rows = rows.cpu()
     R, C, _, S, _ = rows.shape
     scale = max(1, 64 // S)
-    tile = S * scale + 12
-    left, top = 8 + 7 * max(map(len, row_names)), 20
-    big = F.interpolate(rows.flatten(0, 1), scale_factor=scale)
-    grid = torchvision.utils.make_grid(F.pad(big, (6, 6, 6, 6), value=255), nrow=C, padding=0)
-    canvas = F.pad(grid, (left, 0, top, 0), value=255)
-    boxes = [(left + c * tile, 2) for c in range(C)] + [(0, top + r * tile + tile // 2 - 8) for r in range(R)]
-    boxes = torch.tensor([(x, y, x, y) for x, y in boxes])  # empty boxes: only their labels are wanted
-    names = [name[: tile // 6] for name in column_names] + list(row_names)
-    write(path, bytes(torchvision.io.encode_png(torchvision.utils.draw_bounding_boxes(canvas, boxes, names, "black")).tolist()))
+    high, wide = S * scale + 8, max(S * scale + 8, 7 * max(map(len, column_names)))  # of a tile, with its margin
+    left, top = 7 * max(map(len, row_names)) + 8, 20
+    sides = wide - S * scale
+    big = F.pad(F.interpolate(rows.flatten(0, 1), scale_factor=scale), (sides // 2, sides - sides // 2, 0, 8), value=255)
+    canvas = F.pad(torchvision.utils.make_grid(big, nrow=C, padding=0), (left, 0, top, 0), value=255)
+    spots = [(left + c * wide + (wide - 6 * len(name)) // 2 - 2, 0) for c, name in enumerate(column_names)]
+    spots += [(0, top + r * high + S * scale // 2 - 8) for r in range(R)]
+    boxes = torch.tensor([(x, y, x, y) for x, y in spots])  # empty: only their names are wanted, the dots are cut off
+    canvas = torchvision.utils.draw_bounding_boxes(canvas, boxes, [*column_names, *row_names], colors="black")
+    write_png(path, canvas[:, 2:, 2:])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -547,6 +554,7 @@ def save_picture(path, rows, row_names, column_names):
 
 def train_classifier(args, data):
     """The classifier in eval mode, and the seconds that its training took. It never sees a generated image."""
+    torch.manual_seed(args.seed)
     classifier = Classifier(len(data.classes), args.classifier_width).to(args.device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
     schedule = OneCycleLR(optimizer, max_lr=5e-3, total_steps=args.classifier_steps)
@@ -577,6 +585,7 @@ def make_network(args, num_classes):
 
 def train_teacher(args, data):
     """The DDPM, with the moving average of its weights, and the seconds that its training took. Eq. 8."""
+    torch.manual_seed(args.seed)
     net = make_network(args, len(data.classes))
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (20 / args.pretrain_steps)))  # half-life: 5 % of the run
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
@@ -640,6 +649,7 @@ def unlearn(args, data, classifier, teacher):
     points = sorted({round(args.steps * (i / 7) ** 2) for i in range(8)})
     columns = torch.tensor(forgotten, device=args.device).repeat(10)[:10]
     noise = torch.randn(10, *data.images.shape[1:], generator=torch.Generator().manual_seed(1)).to(args.device)
+    real_features, _ = classifier.judge(data.test_images)
     album = nn.Module()
     album.register_buffer("frames", torch.zeros(len(points), 10, *data.images.shape[1:], dtype=torch.uint8))
 
@@ -647,7 +657,8 @@ def unlearn(args, data, classifier, teacher):
         nets = {"ema": pecker.ema.module, "raw": pecker.generator}
         if done % look == 0 or done == args.steps:
             for name, net in nets.items():
-                report = measure(data, classifier, args.pairs, draw_in_one_step(net, pecker.schedule), labels, 1, seed=1)
+                draw = draw_in_one_step(net, pecker.schedule)
+                report = measure(data, classifier, real_features, args.pairs, draw, labels, 1, seed=1, curve=True)
                 keys = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance")
                 log(args, stage="pecker", step=done, weights=name, images=len(labels), **{key: report[key] for key in keys})
         if done in points:
@@ -679,7 +690,8 @@ def evaluate(args, data, classifier, teacher, pecker, seconds):
     """metrics.json, before_after.png and the table of what was reached."""
     schedule, begin = pecker.schedule, time.perf_counter()
     labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
-    report = functools.partial(measure, data, classifier, args.pairs, labels=labels)
+    real_features, probabilities = classifier.judge(data.test_images)
+    report = functools.partial(measure, data, classifier, real_features, args.pairs, labels=labels)
     ddim = draw_with_ddim(teacher, schedule, args.ddim_steps)
     metrics = {
         "teacher": report(ddim, network_evaluations=args.ddim_steps),
@@ -689,9 +701,9 @@ def evaluate(args, data, classifier, teacher, pecker, seconds):
     }
     metrics["generator"]["steps_to_forget"] = steps_to_forget(args, "ema")
     metrics["generator_raw"]["steps_to_forget"] = steps_to_forget(args, "raw")
-    accuracy = (classifier.judge(data.test_images)[1].argmax(1) == data.test_labels).double().mean().item()
     settings = {
-        "classifier_accuracy": accuracy, "classifier_features": classifier.last.in_features, "real_images": len(data.test_labels),
+        "classifier_accuracy": (probabilities.argmax(1) == data.test_labels).double().mean().item(),
+        "classifier_features": real_features.shape[1], "real_images": len(data.test_labels),
         "seconds": seconds | {"evaluate": time.perf_counter() - begin}, **environment(args),
         "flags": settings_of(args, "teacher") | settings_of(args, "pecker"),
     }  # fmt: skip
@@ -749,8 +761,8 @@ def write_samples(args, data, pecker):
         noise = torch.randn(args.images, *data.images.shape[1:], generator=rng).to(args.device)
         with torch.no_grad():
             draws = [generate(pecker.ema.module, pecker.schedule, n, k) for n, k in zip(noise.split(250), c.split(250))]
-        for number, image in enumerate(to_uint8(torch.cat(draws)).cpu()):
-            write(folder / f"{number:05}.png", bytes(torchvision.io.encode_png(image).numpy()))
+        for number, image in enumerate(to_uint8(torch.cat(draws))):
+            write_png(folder / f"{number:05}.png", image)
     print(f"{args.images} pictures of each class are in {args.out / 'samples'}")
 
 
@@ -867,8 +879,9 @@ def parse_args(argv=None):
         args.teacher = args.teacher or Path(saved["settings"]["teacher"])
         found = {flag: saved["settings"][flag] for flag in STAGE_FLAGS["pecker"]}
     if args.teacher:
-        teacher = load_checkpoint(args.teacher / "teacher.pt", "teacher")["settings"]
-        found |= {flag: teacher[flag] for flag in TEACHER_FLAGS if flag != "seed"}
+        for stage in ("classifier", "teacher"):
+            settings = load_checkpoint(args.teacher / f"{stage}.pt", stage)["settings"]
+            found |= {flag: settings[flag] for flag in STAGE_FLAGS[stage] if flag != "seed"}
     for flag, value in found.items():
         given = getattr(args, flag)
         if given not in (None, value):
@@ -918,8 +931,8 @@ def check_run(args, classes):
                 check_same(path, saved, settings_of(args, stage))
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     data = load_data(args)
     check_run(args, data.classes)
     args.out.mkdir(parents=True, exist_ok=True)
