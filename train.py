@@ -10,6 +10,7 @@
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import difflib
 import functools
@@ -33,7 +34,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms.v2 import functional as pictures
 
-from pecker import NoiseSchedule, Pecker, generate, noise_prediction_loss, sample_ddim
+from pecker import NoiseSchedule, Pecker, generate, noise_prediction_loss, saliency_mask, sample_ddim
 from unet import UNet
 
 FORMAT = 1  # of checkpoints; counted up when an old one can no longer be read
@@ -752,6 +753,160 @@ def print_metrics(args, metrics):
     print(f"Results, pictures and log: {args.out}")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Experiments: which part of the method does what, and what a stranger can bring back
+# ---------------------------------------------------------------------------------------------------------------------
+
+METHODS = {
+    f"{mask}, weight {weight}": dict(mask=mask, forget_weight=weight) for weight in (1.0, 0.01) for mask in ("saliency", "random", "none")
+} | {
+    "saliency once, weight 1.0": dict(mask="saliency", forget_weight=1.0, mask_every=0),
+    "copied row": dict(mask="none", forget_weight=0.0),  # distilled without forgetting; see copy_cover_rows
+}  # fmt: skip
+COMPARED = {
+    "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",
+    "cover_share": "cover share", "retain_accuracy": "retain", "frechet_distance": "Frechet", "cover_frechet_distance": "Frechet cover",
+}  # fmt: skip
+
+
+def copy_cover_rows(net, pairs):
+    """The trivial baseline: the forgotten label's row of the class embedding becomes the cover's. No training at all."""
+    net = copy.deepcopy(net)
+    [table] = [module for module in net.modules() if isinstance(module, nn.Embedding)]
+    with torch.no_grad():
+        for forget, cover in pairs.items():
+            table.weight[forget] = table.weight[cover]
+    return net
+
+
+def mean_and_spread(values):
+    """[numbers or None] -> "mean ± standard deviation" of those that are there, with their count if some are missing."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "-"
+    spread = np.std(there, ddof=1) if len(there) > 1 else 0.0
+    return f"{np.mean(there):.4g} ± {spread:.2g}" + (f" ({len(there)}/{len(values)})" if len(there) < len(values) else "")
+
+
+def print_rows(title, rows, columns):
+    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table of means and standard deviations."""
+    width = max(map(len, [*rows, title])) + 2
+    print("\n" + title.ljust(width) + "".join(text.rjust(18) for text in columns.values()))
+    for name, row in rows.items():
+        print(name.ljust(width) + "".join(mean_and_spread(row[key]).rjust(18) for key in columns))
+
+
+def compare(args, data):
+    """Every method with every seed from one teacher; compare.json and its table."""
+    classifier, teacher, _ = stage_pretrain(args, data) if args.teacher == args.out else stage_shared(args, data)
+    real_features, _ = classifier.judge(data.test_images)
+    labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
+    rows, masks = {}, []
+    for name, flags in METHODS.items():
+        if args.methods and not any(word in name for word in args.methods):
+            continue
+        rows[name] = {key: [] for key in COMPARED}
+        for seed in range(args.seeds):
+            folder = args.out / "compare" / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            one = argparse.Namespace(**vars(args) | flags | {"seed": seed, "out": folder})
+            print(f"\n{name}, seed {seed}", flush=True)
+            pecker, seconds = unlearn(one, data, classifier, teacher)
+            net, steps = pecker.ema.module, steps_to_forget(one, "ema")
+            if name == "copied row":
+                net, steps = copy_cover_rows(net, args.pairs), 0
+            report = measure(data, classifier, real_features, args.pairs, draw_in_one_step(net, pecker.schedule), labels, 1)
+            report |= {"steps_to_forget": steps, "milliseconds_per_step": 1000 * seconds / args.steps}
+            for key, values in rows[name].items():
+                values.append(report[key])
+            if name == "saliency, weight 1.0":
+                masks.append(describe_masks(pecker))
+    write_json(args.out / "compare.json", {"methods": rows, "masks": masks, "flags": settings_of(args, "pecker"), **environment(args)})
+    print_rows(f"{args.seeds} seeds, mean ± std", rows, COMPARED)
+    for key in masks[0] if masks else ():
+        if key != "kept_per_layer":
+            print(f"mask: {key.replace('_', ' ')} {mean_and_spread([mask[key] for mask in masks])}")
+
+
+def describe_masks(pecker):
+    """Is the mask signal or noise? Overlap (intersection over union) of masks from disjoint images, for both networks.
+
+    By chance two masks that keep a share k overlap by k / (2 - k).
+    """
+    report, half = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}, pecker.num_forget_images // 2
+    for name, net in (("teacher", pecker.teacher), ("generator", pecker.generator)):
+        for count in (pecker.batch_size, half):
+            masks = []
+            net.requires_grad_(True)
+            for x, c in zip(pecker.forget_images.split(half), pecker.forget_labels.split(half)):
+                loss = noise_prediction_loss(net, pecker.schedule, x[:count], c[:count])
+                masks.append(saliency_mask(torch.autograd.grad(loss, list(net.parameters())), pecker.keep))
+            net.requires_grad_(net is pecker.generator)
+            both = sum((a & b).sum().item() for a, b in zip(*masks))
+            report[f"overlap_at_{name}_{count}_images"] = both / sum((a | b).sum().item() for a, b in zip(*masks))
+    names = [name for name, _ in pecker.generator.named_parameters()]
+    report["kept_per_layer"] = {name: m.double().mean().item() for name, m in zip(names, pecker.mask)}
+    return report
+
+
+def relearn(args, data):
+    """From each forgetful network, fine-tune as a DDPM and count the steps until the class is back; relearn.json and a table."""
+    classifier, teacher, pecker, _ = stage_unlearn(args, data)
+    retained = ~torch.isin(data.labels, pecker.forgotten)
+    keep_only = lambda chosen: dataclasses.replace(data, images=data.images[chosen], labels=data.labels[chosen])  # noqa: E731
+
+    folders = {name: args.out / "relearn" / name for name in ("retrained", "plain")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    retrained, _ = train_teacher(argparse.Namespace(**vars(args) | {"out": folders["retrained"]}), keep_only(retained))
+    plain = argparse.Namespace(**vars(args) | METHODS["copied row"] | {"out": folders["plain"]})
+    copied = copy_cover_rows(unlearn(plain, data, classifier, teacher)[0].ema.module, args.pairs)
+
+    rows = {}
+    for name, net in {"PECKER": pecker.ema.module, "copied row": copied, "retrained teacher": retrained}.items():
+        for tuned in ("all weights", "class embedding", "all, retained images"):
+            row = rows[f"{name}; {tuned}"] = {"ddim": [], "one_step": []}
+            for seed in range(args.seeds):
+                torch.manual_seed(seed)
+                forgotten = torch.nonzero(~retained)[torch.randperm((~retained).sum().item())[: args.relearn_images], 0]
+                known = keep_only(retained if "retained" in tuned else forgotten)
+                back = steps_until_back(args, known, classifier, pecker, net, only_embedding=tuned == "class embedding")
+                print(f"{name}; {tuned}; seed {seed}: back after {back} steps", flush=True)
+                for key, values in row.items():
+                    values.append(back[key])
+    write_json(args.out / "relearn.json", {"rows": rows, "limit": args.relearn_steps, "images": args.relearn_images, **environment(args)})
+    print_rows(f"steps until back, {args.seeds} seeds", rows, {"ddim": f"DDIM {args.ddim_steps}", "one_step": "one step"})
+
+
+def steps_until_back(args, known, classifier, pecker, net, only_embedding):
+    """Fine-tune a copy by Eq. 8 on `known`; the first step at which half of 50 images at forgotten labels are called so.
+
+    Returns {"ddim": step or None, "one_step": step or None}; looks every 2 steps, up to --relearn-steps.
+    """
+    net = copy.deepcopy(net).requires_grad_(not only_embedding).eval()
+    [table] = [module for module in net.modules() if isinstance(module, nn.Embedding)]
+    table.requires_grad_(True)
+    optimizer = torch.optim.Adam([w for w in net.parameters() if w.requires_grad], lr=args.pretrain_lr / 10)
+    c = pecker.forgotten.repeat(50)[:50]
+    noise = torch.randn(50, *known.images.shape[1:], generator=torch.Generator().manual_seed(3)).to(args.device)
+    back = {"ddim": None, "one_step": None}
+    for step in range(args.relearn_steps + 1):
+        if step % 2 == 0:
+            drawn = {"ddim": sample_ddim(net, pecker.schedule, noise, c, args.ddim_steps)}
+            with torch.no_grad():
+                drawn["one_step"] = generate(net, pecker.schedule, noise, c)
+            for way, x in drawn.items():
+                if back[way] is None and (classifier.judge(to_uint8(x))[1].argmax(1) == c).double().mean() >= 0.5:
+                    back[way] = step
+        if None not in back.values():
+            break
+        loss = noise_prediction_loss(net, pecker.schedule, *known.batch(args.pretrain_batch_size))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return back
+
+
 def write_samples(args, data, pecker):
     """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
     for label, name in enumerate(data.classes):
@@ -776,7 +931,7 @@ EVERYWHERE = dict(mask="saliency", keep=0.5, mask_every=1, forget_weight=1.0, re
 PRESETS = {
     "shapes": EVERYWHERE | dict(
         image_size=16, forget=["red-disc:blue-disc"], width=16, multipliers=[1, 2, 2], blocks=1, attention=[4], dropout=0.0,
-        classifier_width=16, classifier_steps=200, pretrain_steps=1200, pretrain_batch_size=64, pretrain_lr=4e-3,
+        classifier_width=16, classifier_steps=200, pretrain_steps=1000, pretrain_batch_size=64, pretrain_lr=4e-3,
         steps=150, batch_size=32, lr=3e-4, fake_score_lr=6e-4, ema_half_life=10.0, ddim_steps=20, images=100,
     ),
     "cifar10": EVERYWHERE | dict(
@@ -856,6 +1011,10 @@ def make_parser():
     group = parser.add_argument_group("measuring")
     add(group, "ddim_steps", "network evaluations for one picture by the teacher", type=number(int, 1, 1000))
     add(group, "images", "pictures drawn of each class", type=positive)
+    group.add_argument("--seeds", type=positive, default=5, help="runs of each method in compare and relearn (default: %(default)s)")
+    group.add_argument("--methods", nargs="+", metavar="WORD", help="compare only methods with one of these words (default: all)")
+    group.add_argument("--relearn-images", type=positive, default=100, help="real images of the class to relearn from (default: %(default)s)")
+    group.add_argument("--relearn-steps", type=positive, default=100, help="fine-tuning steps after which to give up (default: %(default)s)")
     group = parser.add_argument_group("running")
     group.add_argument("--out", type=Path, help="run folder (default: runs/DATA)")
     add(group, "seed", "of everything but the data", type=number(int, 0, 2**31))
@@ -920,7 +1079,7 @@ def check_run(args, classes):
         Pecker(nn.Linear(1, 1), NoiseSchedule(), args.pairs, len(classes), (3, args.image_size, args.image_size))
     except ValueError as error:
         fail(f"{error}")
-    needed = {"pretrain": [], "all": []}.get(args.stage, ["classifier", "teacher"]) + (["pecker"] if args.stage in READERS else [])
+    needed = {"pretrain": [], "all": [], "compare": []}.get(args.stage, ["classifier", "teacher"]) + (["pecker"] if args.stage in READERS else [])
     for stage in STAGE_FLAGS:
         path = (args.out if stage == "pecker" else args.teacher) / f"{stage}.pt"
         if path.exists() or stage in needed or (args.teacher != args.out and stage != "pecker"):
@@ -947,11 +1106,16 @@ def stage_pretrain(args, data):
     return classifier, teacher, {"classifier": seconds, "teacher": more_seconds}
 
 
-def stage_unlearn(args, data):
+def stage_shared(args, data):
     classifier, seconds = load_classifier(args, data)
     teacher, more_seconds = load_teacher(args, data)
-    pecker, most_seconds = unlearn(args, data, classifier, teacher)
-    return classifier, teacher, pecker, {"classifier": seconds, "teacher": more_seconds, "pecker": most_seconds}
+    return classifier, teacher, {"classifier": seconds, "teacher": more_seconds}
+
+
+def stage_unlearn(args, data):
+    classifier, teacher, seconds = stage_shared(args, data)
+    pecker, more_seconds = unlearn(args, data, classifier, teacher)
+    return classifier, teacher, pecker, seconds | {"pecker": more_seconds}
 
 
 def stage_evaluate(args, data):
@@ -968,8 +1132,11 @@ def stage_all(args, data):
     stage_evaluate(args, data)
 
 
-STAGES = {"all": stage_all, "pretrain": stage_pretrain, "unlearn": stage_unlearn, "evaluate": stage_evaluate, "sample": stage_sample}
-READERS = ("evaluate", "sample")  # stages that need a finished run
+STAGES = {
+    "all": stage_all, "pretrain": stage_pretrain, "unlearn": stage_unlearn, "evaluate": stage_evaluate, "sample": stage_sample,
+    "compare": compare, "relearn": relearn,
+}  # fmt: skip
+READERS = ("evaluate", "sample", "relearn")  # stages that need a finished run
 
 
 if __name__ == "__main__":
