@@ -987,6 +987,58 @@ def test_sample_writes_the_generators_pictures_by_class(finished, capsys):
     assert set(finished[0].iterdir()) == before
 
 
+def test_compare_and_relearn_write_their_tables(finished, tmp_path, capsys):
+    out, flags = tmp_path / "run", ["--device", "cpu", "--steps", 2, "--batch-size", 2, "--ddim-steps", 2, "--images", 3, "--seeds", 2]
+    run(capsys, "compare", "--teacher", finished[0], "--out", out, "--methods", "saliency, weight 1", "copied", *flags)
+    compared = json.loads((out / "compare.json").read_text())
+    assert set(compared["methods"]) == {"saliency, weight 1.0", "copied row"} and len(compared["masks"]) == 2
+    assert all(len(values) == 2 for row in compared["methods"].values() for values in row.values())
+    assert all(0 < value <= 1 for name, value in compared["masks"][0].items() if name.startswith("overlap"))
+    again = run(capsys, "compare", "--teacher", finished[0], "--out", out, "--methods", "saliency, weight 1", *flags)
+    assert again.count("pecker.pt is finished") == 2  # continues where it stopped
+    run(capsys, "unlearn", "--teacher", finished[0], "--out", out, *flags)
+    run(capsys, "relearn", "--out", out, "--device", "cpu", "--seeds", 1, "--relearn-steps", 2)
+    rows = json.loads((out / "relearn.json").read_text())["rows"]
+    assert len(rows) == 9 and all(set(row) == {"ddim", "one_step"} for row in rows.values())
+
+
+def test_the_trivial_baseline_draws_the_cover_exactly():
+    net, c = shaken(small_unet()), torch.tensor([0, 1, 2])
+    copied, x = train.copy_cover_rows(net, {0: 2}), torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
+    forgotten, kept, cover = copied(x, torch.zeros(3), c)
+    before = net(x, torch.zeros(3), c)
+    assert torch.equal(forgotten, cover) and torch.equal(kept, before[1]) and not torch.equal(before[0], before[2])
+
+
+def test_relearning_is_noticed_at_once_where_nothing_was_forgotten():
+    class Knows:
+        def judge(self, images):
+            return None, nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 2).float()
+
+    args = train.argparse.Namespace(pretrain_lr=1e-3, relearn_steps=2, ddim_steps=2, device="cpu", pretrain_batch_size=2)
+    known = train.Data(["a", "b"], torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), None, None, False)
+    pecker = train.argparse.Namespace(forgotten=torch.tensor([0]), schedule=NoiseSchedule())
+    assert train.steps_until_back(args, known, Knows(), pecker, small_unet(), False) == {"ddim": 0, "one_step": 0}
+
+
+def test_overlap_of_masks_is_one_for_equal_images():
+    pecker = make_pecker(num_forget_images=6)
+    pecker.step()
+    pecker.forget_images[:] = pecker.forget_images[0]
+    report = train.describe_masks(pecker)
+    assert report["overlap_by_chance"] == pytest.approx(1 / 3) and report["overlap_at_teacher_3_images"] > 1 / 3
+    assert all(not w.requires_grad for w in pecker.teacher.parameters()) and all(w.requires_grad for w in pecker.weights)
+    assert set(report["kept_per_layer"]) == {name for name, _ in pecker.generator.named_parameters()}
+
+
+def test_bench_prints_parts_and_ratios(capsys):
+    args, data = load(*TINY)
+    args.pairs = {0: 5}
+    train.bench(args, data, seconds=0.1)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("pretraining step", "mask refreshed / SFD step", "images/s", "FLOP/s"))
+
+
 def final_weights(out):
     loaded = [torch.load(out / f"{stage}.pt", weights_only=True) for stage in ("classifier", "teacher", "pecker")]
     tensors = []
@@ -1104,4 +1156,4 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main([*TINY, "--out", str(tmp_path / "run"), "--pretrain-lr", "1e30"])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "teacher: loss is not finite between steps" in error and "--pretrain-lr" in error
+    assert stop.value.code == 2 and "teacher: loss is not finite in steps" in error and "--pretrain-lr" in error

@@ -27,12 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.utils.flop_counter
 import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.transforms.v2 import functional as pictures
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_pil_image
 
 from pecker import NoiseSchedule, Pecker, generate, noise_prediction_loss, saliency_mask, sample_ddim
 from unet import UNet
@@ -59,9 +60,6 @@ class Data:
     test_images: torch.Tensor  # to measure with
     test_labels: torch.Tensor
     flip: bool  # whether the mirror image of an example is an example of the same class
-
-    def to(self, device):
-        return Data(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in vars(self).values()))
 
     def batch(self, size):
         """Random images, (size, 3, S, S) float in [-1, 1], mirrored half of the time if that makes sense; labels (size,)."""
@@ -120,7 +118,7 @@ def load_image(path, size):
         image = torchvision.datasets.folder.pil_loader(path)
     except Exception as error:  # PIL raises many kinds
         fail(f"{path} cannot be read as a picture ({error}): repair or remove it")
-    return pictures.center_crop(pictures.resize(pictures.pil_to_tensor(image), [size], antialias=True), [size, size])
+    return center_crop(resize(pil_to_tensor(image), [size], antialias=True), [size, size])
 
 
 def load_folder(path, size):
@@ -168,7 +166,7 @@ def load_torchvision(name, folder, size):
     except (OSError, RuntimeError) as error:
         archive = {"cifar10": "cifar-10-python.tar.gz", "stl10": "stl10_binary.tar.gz"}[name]
         fail(f"{name} could not be downloaded or read ({error}): put {archive} into {folder}, or name its folder by --data-dir")
-    images = [pictures.resize(part, [size, size], antialias=True) for part in images]
+    images = [resize(part, [size, size], antialias=True) for part in images]
     return Data(list(sets[0].classes), images[0], labels[0], images[1], labels[1], flip=True)
 
 
@@ -182,7 +180,8 @@ def load_data(args):
         data = load_folder(args.data, args.image_size)
     if len(data.classes) < 2:
         fail(f"--data {args.data} has {len(data.classes)} class: give at least two, one to forget and one to retain")
-    return data.to(args.device)
+    on_device = {name: value.to(args.device) for name, value in vars(data).items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(data, **on_device)
 
 
 def parse_pairs(words, classes):
@@ -455,12 +454,12 @@ def caught_signals():
             signal.signal(number, handler)
 
 
-def train(args, stage, total, parts, step, images_per_step, extra_settings={}, watch=None):
+def train(args, stage, total, parts, step, images_per_step, extra_settings={}, watch=lambda done: None):
     """Call step() until `total` steps are done, from the last checkpoint on; log, save and watch on the way.
 
     parts: {name: anything with state_dict and load_state_dict}, all that step() changes. step() returns scalar tensors.
     watch(done): called before the first step and after every step; what it takes does not count as training time.
-    Continuing equals never having stopped, bit for bit on the CPU.
+    Continuing equals never having stopped, bit for bit on the CPU. Returns the seconds that the steps took.
     """
     path, settings = args.out / f"{stage}.pt", settings_of(args, stage) | extra_settings
     done, seconds = 0, 0.0
@@ -475,59 +474,57 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
     if done == total:
         return seconds
     forget_log_after(args.out, stage, done)
-
-    def save():
-        state = {name: part.state_dict() for name, part in parts.items()}
-        progress = {"stage": stage, "settings": settings, "classes": args.classes, "step": done, "seconds": seconds, "random_state": random_state()}
-        save_checkpoint(path, progress | state)
-
-    if watch and done == 0:
+    if done == 0:
         watch(done)
-    interval = max(1, total // 20)
-    sums, count, begin, last_save = {}, 0, time.perf_counter(), time.perf_counter()
+
+    sums, count, last_save = {}, 0, time.monotonic()
     with caught_signals() as caught:
         while done < total:
+            begin = time.perf_counter()
             with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
                 losses = step()
             done, count = done + 1, count + 1
             sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
-            log_now = done % interval == 0 or done == total
-            save_now = caught or done == total or (
-                done % args.save_every == 0 if args.save_every else time.perf_counter() - last_save > 60
-            )  # fmt: skip
+            log_now = done % max(1, total // 20) == 0 or done == total
+            due = done % args.save_every == 0 if args.save_every else time.monotonic() - last_save > 60
+            save_now = due or caught or done == total
             if log_now or save_now:
                 means = {name: (value / count).item() for name, value in sums.items()}
-                for name, value in means.items():
-                    if not math.isfinite(value):
-                        fail(
-                            f"{stage}: {name} is not finite between steps {done - count + 1} and {done}; the last checkpoint is kept. "
-                            f"Try a lower {'--lr, --fake-score-lr or --xi' if stage == 'pecker' else '--pretrain-lr'} with another --out"
-                        )
+                refuse_infinite(stage, means, done - count + 1, done)
             seconds += time.perf_counter() - begin
-            begin = time.perf_counter()
             if log_now:
-                speed = images_per_step * done / seconds
-                left = (total - done) * seconds / done
-                log(args, stage=stage, step=done, **means, images_per_second=round(speed, 1), seconds_left=round(left, 1))
-                text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-                print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+                report(args, stage, done, total, seconds, images_per_step, means)
                 sums, count = {}, 0
-            if watch:
-                watch(done)
+            watch(done)
             if save_now:
-                save()
-                last_save = time.perf_counter()
-            begin = time.perf_counter()
+                progress = {"stage": stage, "settings": settings, "classes": args.classes, "step": done, "seconds": seconds}
+                state = {name: part.state_dict() for name, part in parts.items()}
+                save_checkpoint(path, progress | state | {"random_state": random_state()})
+                last_save = time.monotonic()
             if caught and done < total:
                 print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
                 raise SystemExit(128 + caught[0])
     return seconds
 
 
+def refuse_infinite(stage, means, first, last):
+    for name, value in means.items():
+        if not math.isfinite(value):
+            lower = "--lr, --fake-score-lr or --xi" if stage == "pecker" else "--pretrain-lr"
+            fail(f"{stage}: {name} is not finite in steps {first} to {last}; the last checkpoint is kept. Try a lower {lower} and another --out")
+
+
+def report(args, stage, done, total, seconds, images_per_step, means):
+    speed, left = images_per_step * done / seconds, (total - done) * seconds / done
+    log(args, stage=stage, step=done, **means, images_per_second=round(speed, 1), seconds_left=round(left, 1))
+    text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+    print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+
+
 def write_png(path, image):
     """image (3, H, W) uint8."""
     buffer = io.BytesIO()
-    pictures.to_pil_image(image.cpu()).save(buffer, format="png")
+    to_pil_image(image.cpu()).save(buffer, format="png")
     write(path, buffer.getbuffer())
 
 
@@ -584,14 +581,13 @@ def make_network(args, num_classes):
     return network.to(args.device, memory_format=torch.channels_last)
 
 
-def train_teacher(args, data):
-    """The DDPM, with the moving average of its weights, and the seconds that its training took. Eq. 8."""
-    torch.manual_seed(args.seed)
-    net = make_network(args, len(data.classes))
+def make_teacher_step(args, data, net, noise_schedule):
+    """One step of training the DDPM (Eq. 8), and the parts that it changes."""
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (20 / args.pretrain_steps)))  # half-life: 5 % of the run
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
     schedule = OneCycleLR(optimizer, args.pretrain_lr, total_steps=args.pretrain_steps, pct_start=0.1, cycle_momentum=False)
-    noise_schedule = NoiseSchedule().to(args.device)
+    if args.compile:
+        net.compile()
 
     def step():
         x, c = data.batch(args.pretrain_batch_size)
@@ -603,38 +599,30 @@ def train_teacher(args, data):
         ema.update_parameters(net)
         return {"loss": loss.detach()}
 
+    return step, {"net": net, "ema": ema, "optimizer": optimizer, "schedule": schedule}
+
+
+def train_teacher(args, data):
+    """The DDPM, with the moving average of its weights, and the seconds that its training took."""
+    torch.manual_seed(args.seed)
+    step, parts = make_teacher_step(args, data, make_network(args, len(data.classes)), NoiseSchedule().to(args.device))
     if not (args.out / "teacher.pt").exists():  # a teacher that never saw a class has nothing to forget
         log(args, stage="labels", images=dict(zip(data.classes, data.labels.bincount(minlength=len(data.classes)).tolist())))
-    parts = {"net": net, "ema": ema, "optimizer": optimizer, "schedule": schedule}
     seconds = train(args, "teacher", args.pretrain_steps, parts, step, args.pretrain_batch_size)
-    return ema.module.eval(), seconds
-
-
-def load_classifier(args, data):
-    saved = load_checkpoint(args.teacher / "classifier.pt", "classifier", args.device)
-    classifier = Classifier(len(data.classes), saved["settings"]["classifier_width"]).to(args.device)
-    classifier.load_state_dict(saved["net"])
-    return classifier.eval(), saved["seconds"]
-
-
-def load_teacher(args, data):
-    """The trained teacher's moving average, from the folder --teacher."""
-    path = args.teacher / "teacher.pt"
-    saved = load_checkpoint(path, "teacher", args.device)
-    if saved["step"] < saved["settings"]["pretrain_steps"]:
-        fail(f"{path} is unfinished (step {saved['step']}): run `python train.py pretrain --out {args.teacher}` first")
-    ema = AveragedModel(make_network(args, len(data.classes)))
-    ema.load_state_dict(saved["ema"])
-    return ema.module.eval(), saved["seconds"]
+    return parts["ema"].module.eval(), seconds
 
 
 def make_pecker(args, data, teacher):
-    return Pecker(
+    pecker = Pecker(
         teacher, NoiseSchedule().to(args.device), args.pairs, len(data.classes), data.images.shape[1:],
         retain_weight=args.retain_weight, forget_weight=args.forget_weight, xi=args.xi, keep=args.keep, mask=args.mask,
         mask_every=args.mask_every, lr=args.lr, fake_score_lr=args.fake_score_lr, batch_size=args.batch_size,
         ema=0.5 ** (1 / args.ema_half_life), ddim_steps=args.ddim_steps, seed=args.seed,
     )  # fmt: skip
+    if args.compile:
+        for net in (pecker.teacher, pecker.fake_score, pecker.generator):
+            net.compile()
+    return pecker
 
 
 def unlearn(args, data, classifier, teacher):
@@ -798,7 +786,7 @@ def print_rows(title, rows, columns):
 
 def compare(args, data):
     """Every method with every seed from one teacher; compare.json and its table."""
-    classifier, teacher, _ = stage_pretrain(args, data) if args.teacher == args.out else stage_shared(args, data)
+    classifier, teacher, _ = stage_pretrain(args, data)
     real_features, _ = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
     rows, masks = {}, []
@@ -905,6 +893,89 @@ def steps_until_back(args, known, classifier, pecker, net, only_embedding):
         loss.backward()
         optimizer.step()
     return back
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How fast: parts of a step, and what their network passes alone would take
+# ---------------------------------------------------------------------------------------------------------------------
+
+PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense FLOP/s on the data sheets
+
+
+def bare_passes(pecker, noisy, t, c):
+    """The passes through networks that one step without a mask refresh needs, on 2 B images, and nothing else."""
+    with torch.no_grad():
+        pecker.generator(noisy, t, c)
+    fake_weights = list(pecker.fake_score.requires_grad_(True).parameters())
+    torch.autograd.grad(pecker.fake_score(noisy, t, c).sum(), fake_weights)
+    pecker.fake_score.requires_grad_(False)
+    B = pecker.batch_size
+    halves = [pecker.generator(*half) for half in zip(noisy.split(B), t.split(B), c.split(B))]
+    x = noisy.clone().requires_grad_()
+    [gradient] = torch.autograd.grad(pecker.teacher(x, t, c).sum() + pecker.fake_score(x, t, c).sum(), x)
+    for half, part in zip(halves, gradient.split(B)):
+        torch.autograd.grad(half, pecker.weights, part)
+
+
+def bare_mask(pecker, noisy, t, c):
+    """The one forward and backward pass, on B images, that a mask refresh needs."""
+    B = pecker.batch_size
+    torch.autograd.grad(pecker.generator(noisy[:B], t[:B], c[:B]).sum(), pecker.weights)
+
+
+def bench(args, data, seconds=30):
+    """Times the parts of a step in turns, for about half a minute, and prints medians; the networks are untrained."""
+    net, noise_schedule = make_network(args, len(data.classes)), NoiseSchedule().to(args.device)
+    endless = argparse.Namespace(**vars(args) | {"pretrain_steps": 10**9})
+    pretrain_step = make_teacher_step(endless, data, copy.deepcopy(net), noise_schedule)[0]
+    peckers = {}
+    for name, flags in {"PECKER": {"mask_every": 0}, "refresh": {"mask_every": 1}, "SFD": {"mask": "none", "forget_weight": 0.01}}.items():
+        peckers[name] = make_pecker(argparse.Namespace(**vars(args) | {"ddim_steps": 1} | flags), data, net)
+        peckers[name].step()
+    pecker = peckers["PECKER"]
+    noisy, t = pecker.draw_noise(2 * args.batch_size), pecker.draw_times(2 * args.batch_size, 38, 712)
+    retain, forget = (pecker.draw_labels(labels, args.batch_size) for labels in (pecker.retained, pecker.forgotten))
+    passes = (pecker, noisy, t, torch.cat([retain, forget]))
+    timed = {
+        "pretraining step": pretrain_step,
+        "SFD step (no mask, weight 0.01)": peckers["SFD"].step,
+        "PECKER step, mask kept": pecker.step,
+        "PECKER step, mask refreshed": peckers["refresh"].step,
+        "  steps 2-3, fake score": lambda: pecker.update_fake_score(retain, forget),
+        "  step 4, mask": peckers["refresh"].make_mask,
+        "  steps 5-6, generator": lambda: pecker.update_generator(retain, forget),
+        "network passes of a step, bare": lambda: bare_passes(*passes),
+        "network passes of a mask, bare": lambda: bare_mask(*passes),
+    }
+    images = dict.fromkeys(timed, 2 * args.batch_size) | {"pretraining step": args.pretrain_batch_size}
+    wait = torch.cuda.synchronize if args.device.type == "cuda" else lambda: None
+    times, begin = {name: [] for name in timed}, time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times["pretraining step"]) < 3:
+        for name, call in timed.items():
+            wait()
+            start = time.perf_counter()
+            with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+                call()
+            wait()
+            times[name].append(time.perf_counter() - start)
+    median = {name: float(np.median(values[1:])) for name, values in times.items()}
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as flops:
+        pecker.step()
+    print(f"{environment(args)['device']}, {torch.get_num_threads()} threads; medians of {len(times['pretraining step']) - 1} rounds")
+    for name, value in median.items():
+        print(f"{name:<34}{1000 * value:10.1f} ms{images[name] / value:10.0f} images/s")
+    step, refreshed, bare = (median[name] for name in ("PECKER step, mask kept", "PECKER step, mask refreshed", "network passes of a step, bare"))
+    for name, ratio in {
+        "PECKER step, mask kept / its bare network passes": step / bare,
+        "PECKER step, mask refreshed / its bare network passes": refreshed / (bare + median["network passes of a mask, bare"]),
+        "PECKER step, mask refreshed / SFD step": refreshed / median["SFD step (no mask, weight 0.01)"],
+        "PECKER step, mask refreshed / pretraining step": refreshed / median["pretraining step"],
+    }.items():
+        print(f"{name:<56}{ratio:.3f}")
+    rate, peak = flops.get_total_flops() / step, next((v for k, v in PEAK_BF16.items() if k in environment(args)["device"]), None)
+    print(f"FLOP/s of a PECKER step  {rate:.3g}" + (f", {rate / peak:.1%} of the device's dense bfloat16 peak" if peak else ""))
+    if args.device.type == "cuda":
+        print(f"peak memory  {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 
 
 def write_samples(args, data, pecker):
@@ -1021,6 +1092,7 @@ def make_parser():
     group.add_argument("--device", help="cuda, cpu or mps (default: cuda if there is one, else cpu)")
     group.add_argument("--save-every", type=number(int, 0), default=0, help="steps between checkpoints, 0: one a minute (default: 0)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="networks in bfloat16, losses in float32 (default: on cuda)")
+    group.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for long runs on cuda only")
     return parser
 
 
@@ -1041,6 +1113,7 @@ def parse_args(argv=None):
         for stage in ("classifier", "teacher"):
             settings = load_checkpoint(args.teacher / f"{stage}.pt", stage)["settings"]
             found |= {flag: settings[flag] for flag in STAGE_FLAGS[stage] if flag != "seed"}
+            args.teacher_seed = settings["seed"]
     for flag, value in found.items():
         given = getattr(args, flag)
         if given not in (None, value):
@@ -1050,7 +1123,8 @@ def parse_args(argv=None):
         if getattr(args, flag) is None:
             setattr(args, flag, value)
     args.out = args.out or Path("runs", Path(args.data).name)
-    args.teacher = args.teacher or args.out
+    if not args.teacher:
+        args.teacher, args.teacher_seed = args.out, args.seed
     args.device = find_device(args.device)
     args.bf16 = args.device.type == "cuda" if args.bf16 is None else args.bf16
     return args
@@ -1079,21 +1153,30 @@ def check_run(args, classes):
         Pecker(nn.Linear(1, 1), NoiseSchedule(), args.pairs, len(classes), (3, args.image_size, args.image_size))
     except ValueError as error:
         fail(f"{error}")
-    needed = {"pretrain": [], "all": [], "compare": []}.get(args.stage, ["classifier", "teacher"]) + (["pecker"] if args.stage in READERS else [])
-    for stage in STAGE_FLAGS:
+    if args.stage == "bench":
+        return
+    if args.stage in ("unlearn", *READERS) or args.teacher != args.out:
+        needed = ["classifier", "teacher"] + (["pecker"] if args.stage in READERS else [])
+    else:
+        needed = []
+    for stage, total in (("classifier", args.classifier_steps), ("teacher", args.pretrain_steps), ("pecker", args.steps)):
         path = (args.out if stage == "pecker" else args.teacher) / f"{stage}.pt"
-        if path.exists() or stage in needed or (args.teacher != args.out and stage != "pecker"):
+        if path.exists() or stage in needed:
             saved = load_checkpoint(path, stage)
             if saved["classes"] != classes:
                 fail(f"{path} was trained on the classes {', '.join(saved['classes'])}: give the same --data or another --out")
-            if args.teacher == args.out or stage == "pecker":
+            if stage == "pecker" or args.teacher == args.out:
                 check_same(path, saved, settings_of(args, stage))
+            if stage in needed and saved["step"] < total:
+                fail(f"{path} is unfinished, at step {saved['step']} of {total}: run the command that made it once more")
 
 
 def main(argv=None):
     args = parse_args(argv)
     data = load_data(args)
     check_run(args, data.classes)
+    if args.stage == "bench":
+        return bench(args, data)
     args.out.mkdir(parents=True, exist_ok=True)
     flags = {flag: str(value) if isinstance(value, Path | torch.device) else value for flag, value in vars(args).items()}
     write_json(args.out / "args.json", flags | environment(args))
@@ -1101,19 +1184,15 @@ def main(argv=None):
 
 
 def stage_pretrain(args, data):
-    classifier, seconds = train_classifier(args, data)
-    teacher, more_seconds = train_teacher(args, data)
-    return classifier, teacher, {"classifier": seconds, "teacher": more_seconds}
-
-
-def stage_shared(args, data):
-    classifier, seconds = load_classifier(args, data)
-    teacher, more_seconds = load_teacher(args, data)
+    """Classifier, teacher and the seconds that each took; trained in, or read from, the folder --teacher."""
+    home = argparse.Namespace(**vars(args) | {"out": args.teacher, "seed": args.teacher_seed})
+    classifier, seconds = train_classifier(home, data)
+    teacher, more_seconds = train_teacher(home, data)
     return classifier, teacher, {"classifier": seconds, "teacher": more_seconds}
 
 
 def stage_unlearn(args, data):
-    classifier, teacher, seconds = stage_shared(args, data)
+    classifier, teacher, seconds = stage_pretrain(args, data)
     pecker, more_seconds = unlearn(args, data, classifier, teacher)
     return classifier, teacher, pecker, seconds | {"pecker": more_seconds}
 
@@ -1126,15 +1205,9 @@ def stage_sample(args, data):
     write_samples(args, data, stage_unlearn(args, data)[2])
 
 
-def stage_all(args, data):
-    if args.teacher == args.out:
-        stage_pretrain(args, data)
-    stage_evaluate(args, data)
-
-
 STAGES = {
-    "all": stage_all, "pretrain": stage_pretrain, "unlearn": stage_unlearn, "evaluate": stage_evaluate, "sample": stage_sample,
-    "compare": compare, "relearn": relearn,
+    "all": stage_evaluate, "pretrain": stage_pretrain, "unlearn": stage_unlearn, "evaluate": stage_evaluate, "sample": stage_sample,
+    "compare": compare, "relearn": relearn, "bench": bench,
 }  # fmt: skip
 READERS = ("evaluate", "sample", "relearn")  # stages that need a finished run
 
