@@ -332,14 +332,6 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
     }
 
 
-def draw_in_one_step(net, schedule):
-    return lambda noise, c: generate(net, schedule, noise, c)
-
-
-def draw_with_ddim(net, schedule, steps):
-    return lambda noise, c: sample_ddim(net, schedule, noise, c, steps)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The run folder: checkpoints, log, pictures
 # ---------------------------------------------------------------------------------------------------------------------
@@ -646,7 +638,7 @@ def unlearn(args, data, classifier, teacher):
         nets = {"ema": pecker.ema.module, "raw": pecker.generator}
         if done % look == 0 or done == args.steps:
             for name, net in nets.items():
-                draw = draw_in_one_step(net, pecker.schedule)
+                draw = functools.partial(generate, net, pecker.schedule)
                 report = measure(data, classifier, real_features, args.pairs, draw, labels, 1, seed=1, curve=True)
                 keys = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance")
                 log(args, stage="pecker", step=done, weights=name, images=len(labels), **{key: report[key] for key in keys})
@@ -681,13 +673,11 @@ def evaluate(args, data, classifier, teacher, pecker, seconds):
     labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
     real_features, probabilities = classifier.judge(data.test_images)
     report = functools.partial(measure, data, classifier, real_features, args.pairs, labels=labels)
-    ddim = draw_with_ddim(teacher, schedule, args.ddim_steps)
-    metrics = {
-        "teacher": report(ddim, network_evaluations=args.ddim_steps),
-        "teacher_one_step": report(draw_in_one_step(teacher, schedule), network_evaluations=1),
-        "generator": report(draw_in_one_step(pecker.ema.module, schedule), network_evaluations=1),
-        "generator_raw": report(draw_in_one_step(pecker.generator, schedule), network_evaluations=1),
-    }
+    ddim = functools.partial(sample_ddim, teacher, schedule, steps=args.ddim_steps)
+    one_step = {"teacher_one_step": teacher, "generator": pecker.ema.module, "generator_raw": pecker.generator}
+    metrics = {"teacher": report(ddim, network_evaluations=args.ddim_steps)}
+    for name, net in one_step.items():
+        metrics[name] = report(functools.partial(generate, net, schedule), network_evaluations=1)
     metrics["generator"]["steps_to_forget"] = steps_to_forget(args, "ema")
     metrics["generator_raw"]["steps_to_forget"] = steps_to_forget(args, "raw")
     settings = {
@@ -709,14 +699,20 @@ def evaluate(args, data, classifier, teacher, pecker, seconds):
     return {"settings": settings, **metrics}
 
 
-def print_table(columns, rows, file=sys.stdout):
-    """{name: dict} as columns, the keys of `rows` (key: text) as lines."""
-    width = max(map(len, rows.values())) + 2
-    print(" " * width + "".join(f"{name:>18}" for name in columns), file=file)
-    for key, text in rows.items():
-        cells = [column.get(key) for column in columns.values()]
-        cells = ["-" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        print(f"{text:<{width}}" + "".join(f"{cell:>18}" for cell in cells), file=file)
+def mean_and_spread(values):
+    """[numbers or None] -> "mean ± standard deviation" of those that are there, with their count if some are missing."""
+    there = [value for value in values if value is not None]
+    mean = f"{np.mean(there):.4g}" if there else "-"
+    spread = f" ± {np.std(there, ddof=1):.2g}" if len(there) > 1 else ""
+    return mean + spread + (f" ({len(there)}/{len(values)})" if 0 < len(there) < len(values) else "")
+
+
+def print_rows(title, rows, columns):
+    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table of means and standard deviations."""
+    width = max(map(len, [*rows, title])) + 2
+    print("\n" + title.ljust(width) + "".join(text.rjust(18) for text in columns.values()))
+    for name, row in rows.items():
+        print(name.ljust(width) + "".join(mean_and_spread(row[key]).rjust(18) for key in columns))
 
 
 ROWS = {
@@ -737,8 +733,24 @@ ROWS = {
 
 def print_metrics(args, metrics):
     print(f"\n{args.data}: forget {' '.join(args.forget)}; classifier {metrics['settings']['classifier_accuracy']:.4f} on real images")
-    print_table({name: metrics[name] for name in ("teacher", "teacher_one_step", "generator", "generator_raw")}, ROWS)
+    columns = ("teacher", "teacher_one_step", "generator", "generator_raw")
+    rows = {text: {name: [metrics[name].get(key)] for name in columns} for key, text in ROWS.items()}
+    print_rows("", rows, dict(zip(columns, columns)))
     print(f"Results, pictures and log: {args.out}")
+
+
+def write_samples(args, data, pecker):
+    """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
+    for label, name in enumerate(data.classes):
+        folder = args.out / "samples" / name
+        c = torch.full((args.images,), label, device=args.device)
+        rng = torch.Generator().manual_seed(args.seed + label)
+        noise = torch.randn(args.images, *data.images.shape[1:], generator=rng).to(args.device)
+        with torch.no_grad():
+            draws = [generate(pecker.ema.module, pecker.schedule, n, k) for n, k in zip(noise.split(250), c.split(250))]
+        for number, image in enumerate(to_uint8(torch.cat(draws))):
+            write_png(folder / f"{number:05}.png", image)
+    print(f"{args.images} pictures of each class are in {args.out / 'samples'}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -767,23 +779,6 @@ def copy_cover_rows(net, pairs):
     return net
 
 
-def mean_and_spread(values):
-    """[numbers or None] -> "mean ± standard deviation" of those that are there, with their count if some are missing."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return "-"
-    spread = np.std(there, ddof=1) if len(there) > 1 else 0.0
-    return f"{np.mean(there):.4g} ± {spread:.2g}" + (f" ({len(there)}/{len(values)})" if len(there) < len(values) else "")
-
-
-def print_rows(title, rows, columns):
-    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table of means and standard deviations."""
-    width = max(map(len, [*rows, title])) + 2
-    print("\n" + title.ljust(width) + "".join(text.rjust(18) for text in columns.values()))
-    for name, row in rows.items():
-        print(name.ljust(width) + "".join(mean_and_spread(row[key]).rjust(18) for key in columns))
-
-
 def compare(args, data):
     """Every method with every seed from one teacher; compare.json and its table."""
     classifier, teacher, _ = stage_pretrain(args, data)
@@ -803,7 +798,8 @@ def compare(args, data):
             net, steps = pecker.ema.module, steps_to_forget(one, "ema")
             if name == "copied row":
                 net, steps = copy_cover_rows(net, args.pairs), 0
-            report = measure(data, classifier, real_features, args.pairs, draw_in_one_step(net, pecker.schedule), labels, 1)
+            draw = functools.partial(generate, net, pecker.schedule)
+            report = measure(data, classifier, real_features, args.pairs, draw, labels, 1)
             report |= {"steps_to_forget": steps, "milliseconds_per_step": 1000 * seconds / args.steps}
             for key, values in rows[name].items():
                 values.append(report[key])
@@ -976,20 +972,6 @@ def bench(args, data, seconds=30):
     print(f"FLOP/s of a PECKER step  {rate:.3g}" + (f", {rate / peak:.1%} of the device's dense bfloat16 peak" if peak else ""))
     if args.device.type == "cuda":
         print(f"peak memory  {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-
-
-def write_samples(args, data, pecker):
-    """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
-    for label, name in enumerate(data.classes):
-        folder = args.out / "samples" / name
-        c = torch.full((args.images,), label, device=args.device)
-        rng = torch.Generator().manual_seed(args.seed + label)
-        noise = torch.randn(args.images, *data.images.shape[1:], generator=rng).to(args.device)
-        with torch.no_grad():
-            draws = [generate(pecker.ema.module, pecker.schedule, n, k) for n, k in zip(noise.split(250), c.split(250))]
-        for number, image in enumerate(to_uint8(torch.cat(draws))):
-            write_png(folder / f"{number:05}.png", image)
-    print(f"{args.images} pictures of each class are in {args.out / 'samples'}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
