@@ -1157,3 +1157,151 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, capsys):
         train.main([*TINY, "--out", str(tmp_path / "run"), "--pretrain-lr", "1e30"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "teacher: loss is not finite in steps" in error and "--pretrain-lr" in error
+
+
+# --- the README ------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_own_network_works():
+    code = (HERE / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    assert names["pictures"].shape == (4, 3, 16, 16) and names["pecker"].steps == 3
+
+
+def test_the_readmes_commands_are_accepted():
+    lines = (HERE / "README.md").read_text(encoding="utf-8").splitlines()
+    commands = [line.split("python train.py")[1].split("#")[0].split() for line in lines if line.startswith("    ") and "python train.py" in line]
+    assert len(commands) >= 10
+    for argv in commands:
+        train.make_parser().parse_args(argv)
+
+
+# --- bugs on purpose -------------------------------------------------------------------------------------------------
+
+MUTANTS = r"""
+pecker.py | alpha_squared.sqrt().float()) ==> alpha_squared.float())
+pecker.py | (1 - alpha_squared).sqrt().float() ==> (1 - alpha_squared.sqrt()).float()
+pecker.py | beta_end=0.02 ==> beta_end=0.01
+pecker.py | return alpha * x + sigma * noise ==> return sigma * x + alpha * noise
+pecker.py | return alpha * x + sigma * noise ==> return alpha * x - sigma * noise
+pecker.py | (noisy - sigma * eps) / alpha ==> (noisy - sigma * eps) / sigma
+pecker.py | (noisy - sigma * eps) / alpha ==> noisy - sigma * eps
+pecker.py | (noise - net(schedule ==> (noise + net(schedule
+pecker.py | t, c)).square() ==> t, c)).abs()
+pecker.py | torch.randint(len(schedule.alpha), (len(x),) ==> torch.randint(1, len(schedule.alpha) // 2, (len(x),)
+pecker.py | noise = torch.randn_like(x) ==> noise = torch.rand_like(x)
+pecker.py | noise_error(net, schedule, x, c, t, noise).mean() ==> noise_error(net, schedule, x, c, t, noise).sum()
+pecker.py | t_init=440): ==> t_init=400):
+pecker.py | noisy = schedule.sigma[t_init] * noise ==> noisy = noise
+pecker.py | noisy = schedule.sigma[t_init] * noise ==> noisy = schedule.sigma[t_init] / schedule.alpha[t_init] * noise
+pecker.py | predict_x0(noisy, t, generator(noisy, t, c)) ==> predict_x0(noisy, t, generator(noisy, t, c)).clamp(-1, 1)
+pecker.py | // steps - 1 for i ==> // steps for i
+pecker.py | net(noisy, t, c)).clamp(-1, 1) ==> net(noisy, t, c))
+pecker.py | (noisy - schedule.alpha[now] * x0) / schedule.sigma[now] ==> net(noisy, t, c)
+pecker.py | schedule.alpha[then] * x0 + schedule.sigma[then] * eps ==> schedule.alpha[then] * x0 + schedule.sigma[now] * eps
+pecker.py | .clamp(min=1e-5).detach() ==> .clamp(min=1e-5)
+pecker.py | .clamp(min=1e-5).detach() ==> .detach()
+pecker.py | w = 1 / (x0_teacher - x).abs() ==> w = 1 / (x0_fake - x).abs()
+pecker.py | .abs().mean(dim=(1, 2, 3), keepdim=True) ==> .abs().mean()
+pecker.py | Q = x0_teacher - x0_fake\n    loss ==> Q = x0_fake - x0_teacher\n    loss
+pecker.py | (1 - xi) * Q.square() ==> (1 + xi) * Q.square()
+pecker.py | (1 - xi) * Q.square() ==> (1 - 1.2) * Q.square()
+pecker.py | Q * (x0_fake - x)) ==> Q * (x0_teacher - x))
+pecker.py | return loss.sum(dim=(1, 2, 3)).mean() ==> return loss.mean()
+pecker.py | if not 0 <= keep <= 1:\n        raise ==> if False:\n        raise
+pecker.py | for gradient in gradients]).abs()  # (N,) ==> for gradient in gradients])  # (N,)
+pecker.py | kthvalue(len(saliency) - kept + 1) ==> kthvalue(len(saliency) - kept)
+pecker.py | kthvalue(len(saliency) - kept + 1) ==> kthvalue(kept)
+pecker.py | gradient.detach().abs() >= threshold ==> gradient.detach().abs() < threshold
+pecker.py | gradient.detach().abs() >= threshold ==> gradient.detach().abs() > threshold
+pecker.py | gradient.detach().abs() >= threshold ==> gradient.detach().abs() >= gradient.abs().median()
+pecker.py | copy.deepcopy(teacher).eval().requires_grad_(True) ==> copy.deepcopy(teacher).requires_grad_(True)
+pecker.py | self.teacher = copy.deepcopy(teacher) ==> self.teacher = teacher
+pecker.py | copy.deepcopy(teacher).eval().requires_grad_(True) ==> copy.deepcopy(teacher).eval()
+pecker.py | self.ema = AveragedModel(self.generator, ==> self.ema = AveragedModel(self.fake_score,
+pecker.py | self.ema.update_parameters(self.generator) ==> self.ema.update_parameters(self.fake_score)
+pecker.py | self.ema.n_averaged += 1 ==> pass
+pecker.py | betas=(0.0, 0.999) ==> betas=(0.9, 0.999)
+pecker.py | weight_decay=0.0, ==> weight_decay=0.01,
+pecker.py | if label not in pairs], device ==> ], device
+pecker.py | pairs.get(label, label) for label in range(num_classes)] ==> label for label in range(num_classes)]
+pecker.py | torch.tensor(sorted(pairs), device=device) ==> torch.tensor(sorted(pairs)[:1], device=device)
+pecker.py | self.steps % self.mask_every == 0 ==> self.steps % self.mask_every == 1
+pecker.py | retain = self.draw_labels(self.retained ==> retain = self.draw_labels(self.forgotten
+pecker.py | with torch.no_grad():  # here the generator only draws ==> if True:
+pecker.py | t = self.draw_times(len(c), self.t_min, self.t_max) ==> t = self.draw_times(len(c), 0, 1000)
+pecker.py | t = self.draw_times(len(x), self.t_min, self.t_max) ==> t = self.draw_times(len(x), self.t_min, self.t_max + 1)
+pecker.py | noise_error(self.fake_score, self.schedule, x, c, t ==> noise_error(self.fake_score, self.schedule, x, self.cover_of[c], t
+pecker.py | len(c))).sum(dim=(1, 2, 3)) ==> len(c))).mean(dim=(1, 2, 3))
+pecker.py | self.retain_weight * retain_loss + self.forget_weight * forget_loss).backward() ==> retain_loss + forget_loss).backward()
+pecker.py | nn.utils.clip_grad_value_(self.fake_score.parameters(), self.grad_clip) ==> nn.utils.clip_grad_norm_(self.fake_score.parameters(), self.grad_clip)
+pecker.py | self.fake_score.requires_grad_(False)\n ==> pass\n
+pecker.py | self.fake_score_optimizer.zero_grad()\n        self.fake_score.requires ==> self.fake_score.requires
+pecker.py | return saliency_mask(chance, self.keep) ==> return saliency_mask(chance, 1 - self.keep)
+pecker.py | return saliency_mask(self.saliency(), self.keep) ==> return [torch.ones_like(w, dtype=torch.bool) for w in self.weights]
+pecker.py | sample_ddim(self.teacher, self.schedule, n, c ==> sample_ddim(self.generator, self.schedule, n, self.cover_of[c]
+pecker.py | if self.forget_images is None: ==> if True:
+pecker.py | noise_prediction_loss(self.generator, self.schedule, x, c, t, self ==> noise_prediction_loss(self.teacher.requires_grad_(), self.schedule, x, c, t, self
+pecker.py | self.draw_times(len(x), 0, len(self.schedule.alpha)) ==> self.draw_times(len(x), self.t_min, self.t_max)
+pecker.py | self.draw_noise(len(forget)), forget, self.t_init) ==> self.draw_noise(len(forget)), self.cover_of[forget], self.t_init)
+pecker.py | c_teacher = torch.cat([retain, self.cover_of[forget]]) ==> c_teacher = torch.cat([retain, forget])
+pecker.py | c_fake = torch.cat([retain, forget])  # what ==> c_fake = torch.cat([retain, self.cover_of[forget]])  # what
+pecker.py | self.fake_score(noisy, t, c_fake)) ==> self.fake_score(noisy, t, c_fake)).detach()
+pecker.py | self.teacher(noisy, t, c_teacher)) ==> self.teacher(noisy.detach(), t, c_teacher))
+pecker.py | x[B:], self.xi) ==> x[B:].detach(), self.xi)
+pecker.py | autograd.grad(retain_loss + forget_loss, ==> autograd.grad(retain_loss - forget_loss,
+pecker.py | + m * (self.forget_weight * g_forget) ==> + self.forget_weight * g_forget
+pecker.py | + m * (self.forget_weight * g_forget) ==> + ~m * (self.forget_weight * g_forget)
+pecker.py | self.retain_weight * g_retain + m * (self.forget_weight * g_forget) ==> m * (self.retain_weight * g_retain + self.forget_weight * g_forget)
+pecker.py | + m * (self.forget_weight * g_forget) ==> + m * g_forget
+pecker.py | nn.utils.clip_grad_value_(self.weights, self.grad_clip) ==> pass
+pecker.py | VALUES = ("mask", ==> VALUES = (
+pecker.py | | {"rng": self.rng.get_state()} ==> | {"rng": torch.Generator().get_state()}
+pecker.py | MODULES = ("fake_score", "generator", "ema", "fake_score_optimizer", "generator_optimizer") ==> MODULES = ("fake_score", "generator", "ema", "fake_score_optimizer")
+unet.py | time = self.embed_time(t) ==> time = self.embed_time(torch.zeros_like(t))
+unet.py | embedding = time + self.embed_class(c) ==> embedding = time + 0 * self.embed_class(c)
+unet.py | angles.sin(), angles.cos() ==> angles.sin(), angles.sin()
+unet.py | math.log(10000) ==> math.log(1000)
+unet.py | F.scaled_dot_product_attention(q, k, v) ==> F.scaled_dot_product_attention(k, q, v)
+unet.py | return x + self.project ==> return self.project
+unet.py | nn.Dropout(dropout) ==> nn.Dropout(0.0)
+unet.py | self.shortcut(x) + self.second(h) ==> self.second(h)
+unet.py | self.first(x) + self.embed(embedding)[:, :, None, None] ==> self.first(x)
+unet.py | zero(nn.Conv2d(channels, in_channels, 3, padding=1))) ==> nn.Conv2d(channels, in_channels, 3, padding=1))
+unet.py | attend = resolution in attention_resolutions ==> attend = False
+unet.py | skip = self.skip(time) ==> skip = self.skip(embedding)
+unet.py | if width < 4 or width % 4: ==> if False:
+"""
+
+
+def run_mutants():
+    """Plant each bug alone into a copy of the project, run the tests there, and say which bugs no test noticed."""
+    import concurrent.futures
+    import shutil
+    import tempfile
+
+    def survives(line):
+        name, change = (part.strip() for part in line.split(" | ", 1))
+        old, new = (part.strip(" ").replace("\\n", "\n") for part in change.split("==>"))
+        with tempfile.TemporaryDirectory() as folder:
+            for file in ("unet.py", "pecker.py", "train.py", "test_pecker.py", "README.md"):
+                shutil.copy(HERE / file, folder)
+            text = (Path(folder) / name).read_text(encoding="utf-8")
+            assert text.count(old) >= 1, f"no longer in {name}: {old}"
+            (Path(folder) / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+            pytest_command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "test_pecker.py"]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(pytest_command, cwd=folder, env=environment, capture_output=True, text=True)
+            first = next((row for row in done.stdout.splitlines() if row.startswith("FAILED") or row.startswith("ERROR")), "")
+            print(f"{'SURVIVED' if done.returncode == 0 else 'caught'}  {line}\n    {first[:110]}", flush=True)
+            return done.returncode == 0
+
+    lines = MUTANTS.strip().splitlines()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        survivors = [line for line, alive in zip(lines, pool.map(survives, lines)) if alive]
+    print(f"{len(lines) - len(survivors)} of {len(lines)} bugs caught; survivors:", *survivors, sep="\n")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--mutants"]:
+    run_mutants()
