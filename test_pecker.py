@@ -665,6 +665,15 @@ def test_unet_sees_time_and_label_and_the_label_only_through_one_table():
     assert torch.equal(ask(5, 0), ask(5, 1))
 
 
+def test_unet_skip_is_a_share_of_the_input_that_depends_on_time_alone():
+    net, x = shaken(small_unet()), torch.randn(3, 3, 8, 8)
+    for weight in net.last.parameters():
+        nn.init.zeros_(weight)
+    share = net(x, torch.tensor([5, 5, 900]), torch.tensor([0, 1, 1])) / x
+    assert torch.allclose(share, share[:, :1, :1, :1].expand_as(share), rtol=1e-4)
+    assert torch.isclose(share[0, 0, 0, 0], share[1, 0, 0, 0]) and not torch.isclose(share[1, 0, 0, 0], share[2, 0, 0, 0])
+
+
 def test_unet_time_embedding_is_sines_and_cosines():
     embed = small_unet().embed_time
     embed.mlp = nn.Identity()
