@@ -241,10 +241,13 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def judge(self, images):
-        """uint8 images (N, 3, S, S) -> features (N, 4 * width), class probabilities (N, num_classes). In eval mode."""
+        """uint8 images (N, 3, S, S) -> features (N, 4 * width), class probabilities (N, num_classes), both on the CPU.
+
+        There, because metrics want float64, which not every device has.
+        """
         self.eval()
         features = torch.cat([self.features(to_float(part)) for part in images.split(500)])
-        return features, self.last(features).softmax(dim=1)
+        return features.cpu(), self.last(features).softmax(dim=1).cpu()
 
 
 def frechet_distance(real, fake):
@@ -295,17 +298,16 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
     real_features: classifier.judge(data.test_images)[0], made once. The noise is fixed by `seed`. A figure that needs
     more images than there are is None. curve: leave out what takes long, precision and recall.
     """
-    device = data.images.device
-    noise = torch.randn(len(labels), *data.images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device)
+    noise = torch.randn(len(labels), *data.images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(labels.device)
     images = torch.cat([to_uint8(draw(n, c)) for n, c in zip(noise.split(250), labels.split(250))])
     features, probabilities = classifier.judge(images)
-    guess = probabilities.argmax(dim=1)
+    guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
 
-    forgotten = torch.isin(labels, torch.tensor(list(pairs), device=device))
-    cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))], device=device)
+    forgotten = torch.isin(labels, torch.tensor(list(pairs)))
+    cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))])
     share = lambda condition: condition.double().mean().item()  # noqa: E731
-    retained_real = real_features[~torch.isin(data.test_labels, torch.tensor(list(pairs), device=device))]
-    cover_real = real_features[torch.isin(data.test_labels, torch.tensor(list(pairs.values()), device=device))]
+    retained_real = real_features[~torch.isin(test_labels, torch.tensor(list(pairs)))]
+    cover_real = real_features[torch.isin(test_labels, torch.tensor(list(pairs.values())))]
     histogram = guess[forgotten].bincount(minlength=len(data.classes)) / forgotten.sum()
 
     def if_enough(metric, *sets):
@@ -681,7 +683,7 @@ def evaluate(args, data, classifier, teacher, pecker, seconds):
     metrics["generator"]["steps_to_forget"] = steps_to_forget(args, "ema")
     metrics["generator_raw"]["steps_to_forget"] = steps_to_forget(args, "raw")
     settings = {
-        "classifier_accuracy": (probabilities.argmax(1) == data.test_labels).double().mean().item(),
+        "classifier_accuracy": (probabilities.argmax(1) == data.test_labels.cpu()).double().mean().item(),
         "classifier_features": real_features.shape[1], "real_images": len(data.test_labels),
         "seconds": seconds | {"evaluate": time.perf_counter() - begin}, **environment(args),
         "flags": settings_of(args, "teacher") | settings_of(args, "pecker"),
@@ -880,7 +882,7 @@ def steps_until_back(args, known, classifier, pecker, net, only_embedding):
             with torch.no_grad():
                 drawn["one_step"] = generate(net, pecker.schedule, noise, c)
             for way, x in drawn.items():
-                if back[way] is None and (classifier.judge(to_uint8(x))[1].argmax(1) == c).double().mean() >= 0.5:
+                if back[way] is None and (classifier.judge(to_uint8(x))[1].argmax(1) == c.cpu()).double().mean() >= 0.5:
                     back[way] = step
         if None not in back.values():
             break
