@@ -981,8 +981,9 @@ def test_runs_can_share_a_teacher_and_evaluate_finds_it(finished, tmp_path, caps
     flags = ["--steps", 2, "--batch-size", 2, "--ddim-steps", 2, "--images", 3, "--device", "cpu"]
     run(capsys, "unlearn", "--teacher", finished[0], "--out", tmp_path / "sfd", "--mask", "none", "--forget", "red:blue", *flags)
     assert {path.name for path in (tmp_path / "sfd").iterdir()} == {"args.json", "log.jsonl", "pecker.pt", "trajectory.png"}
-    run(capsys, "evaluate", "--out", tmp_path / "sfd", "--device", "cpu", "--images", 2)
-    metrics = json.loads((tmp_path / "sfd" / "metrics.json").read_text())
+    (tmp_path / "sfd").rename(tmp_path / "renamed")
+    run(capsys, "evaluate", "--out", tmp_path / "renamed", "--device", "cpu", "--images", 2)
+    metrics = json.loads((tmp_path / "renamed" / "metrics.json").read_text())
     assert metrics["settings"]["flags"]["forget"] == ["red:blue"] and metrics["generator"]["images"] == 20
 
 

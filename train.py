@@ -648,7 +648,7 @@ def unlearn(args, data, classifier, teacher):
             with torch.no_grad():
                 album.frames[points.index(done)] = to_uint8(generate(pecker.generator, pecker.schedule, noise, columns))
 
-    extra = {"teacher": str(args.teacher.resolve()), "teacher_weights": fingerprint(teacher)}
+    extra = {"teacher": os.path.relpath(args.teacher, args.out), "teacher_weights": fingerprint(teacher)}
     parts = {"pecker": pecker, "album": album}
     seconds = train(args, "pecker", args.steps, parts, pecker.step, 2 * args.batch_size, extra, watch)
     names = [data.classes[label] for label in columns]
@@ -1091,7 +1091,7 @@ def parse_args(argv=None):
     if args.stage in READERS:  # these change nothing: they follow the run
         args.out = args.out or Path("runs", Path(args.data or "shapes").name)
         saved = load_checkpoint(args.out / "pecker.pt", "pecker")
-        args.teacher = args.teacher or Path(saved["settings"]["teacher"])
+        args.teacher = args.teacher or args.out / saved["settings"]["teacher"]
         found = {flag: saved["settings"][flag] for flag in STAGE_FLAGS["pecker"]}
     if args.teacher:
         for stage in ("classifier", "teacher"):
