@@ -1,6 +1,7 @@
 """What must be true of PECKER. Each test is named after the truth that it states; run them by `python -m pytest`."""
 
 import copy
+import functools
 import json
 import math
 import os
@@ -895,6 +896,16 @@ def test_image_folder_of_any_mode_and_size_becomes_squares(folder):
     assert torch.equal(load("--data", folder, "--image-size", 8)[1].images, data.images)  # the split is always the same
 
 
+def test_16_bit_and_very_long_pictures_are_converted(tmp_path):
+    for name in "ab":
+        for number in range(2):
+            picture(tmp_path / name / f"{number}.png", size=(3000, 2))
+        grey = np.full((9, 9), 30000, np.int16)
+        torchvision.transforms.functional.to_pil_image(grey).save(tmp_path / name / "2.png")
+    _, data = load("--data", tmp_path, "--image-size", 8)
+    assert sorted(torch.cat([data.images, data.test_images]).unique().tolist()) == [100, 30000 // 257]
+
+
 def test_image_folder_with_train_and_test_keeps_them_apart(tmp_path):
     for part, count in (("train", 3), ("test", 2)):
         for name in "ab":
@@ -1104,7 +1115,9 @@ def refused(capsys, argv, word):
         ("--steps 0", "--steps"), ("--steps x", "must be a number"), ("--lr -1", "--lr"), ("--xi inf", "--xi"), ("--mask best", "--mask"),
         ("--device tpu9", "--device"), ("--data nowhere", "nowhere"), ("--width 6", "multiple of 4"), ("--image-size 10", "halved"),
         ("trian", "trian"), ("--nonsense=1", "--nonsense"), ("unlearn", "pretrain"), ("evaluate", "unlearn"), ("sample", "unlearn"),
-        ("--teacher nowhere", "nowhere"), ("--ddim-steps 1001", "1000"),
+        ("--teacher nowhere", "nowhere"), ("--ddim-steps 1001", "1000"), ("--stepz 3", "did you mean --steps"), ("unlern", "mean unlearn"),
+        ("--data cifar", "mean cifar10"), ("--forget 0:5 red-disc:blue-ring", "two covers"), ("compare --methods best", "--methods"),
+        ("--images 1e9", "--images"), ("--batch-size 1000000000", "--batch-size"),
     ],
 )  # fmt: skip
 def test_bad_flags_are_refused_with_advice_before_anything_is_written(argv, word, tmp_path, capsys):
@@ -1145,12 +1158,15 @@ def test_bad_checkpoints_are_refused_and_left_alone(finished, tmp_path, capsys):
         ((good / "classifier.pt").read_bytes(), "classifier"),
         (whole | {"format": 0}, "format"),
         (whole | {"classes": ["a", "b"]}, "classes"),
+        ({key: value for key, value in whole.items() if key != "settings"}, "not a readable checkpoint"),
     ):
         out.mkdir(exist_ok=True)
         torch.save(content, out / "teacher.pt") if isinstance(content, dict) else (out / "teacher.pt").write_bytes(content)
         before = files(out)
         refused(capsys, [*TINY, "--out", out], word)
         assert files(out) == before and not (tmp_path / "it ran").exists()
+    torch.save(whole | {"net": {}}, out / "teacher.pt")
+    refused(capsys, [*TINY, "--out", out], "does not fit this network")
 
 
 def test_changed_flags_are_refused_naming_them(finished, capsys):
@@ -1167,6 +1183,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, capsys):
         train.main([*TINY, "--out", str(tmp_path / "run"), "--pretrain-lr", "1e30"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "teacher: loss is not finite in steps" in error and "--pretrain-lr" in error
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
+    (args, _), net = load(*TINY), nn.Linear(1, 1)
+
+    def step():  # its loss is that of the weights before it
+        nn.init.constant_(net.weight, math.nan)
+        return {"loss": torch.zeros(())}
+
+    args.out, args.classes = tmp_path, []
+    with pytest.raises(SystemExit):
+        train.train(args, "teacher", 1, {"net": net}, step, 1)
+    assert "a weight is not finite" in capsys.readouterr().err and not (tmp_path / "teacher.pt").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX's")
+def test_a_full_disk_stops_the_run_and_leaves_whole_files(tmp_path):
+    import resource
+
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
+    process = command(*TINY, "--out", tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit)
+    _, error = process.communicate()
+    assert process.returncode == 2 and error.count("\n") == 1 and "make room" in error
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"args.json", "log.jsonl", "classifier.pt"}
 
 
 # --- the README ------------------------------------------------------------------------------------------------------

@@ -47,6 +47,11 @@ def fail(message):
     raise SystemExit(2)
 
 
+def nearest(word, known):
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Data: one uint8 tensor on the device; [-1, 1] inside networks
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,19 +118,23 @@ def draw_shapes(per_class, seed, size=16):
 
 
 def load_image(path, size):
-    """A picture file of any mode -> (3, size, size) uint8: shorter side resized, centre cut out."""
+    """A picture file of any mode -> (3, size, size) uint8: the central square, resized."""
     try:
-        image = torchvision.datasets.folder.pil_loader(path)
+        with torchvision.utils.Image.open(path) as picture:  # Pillow, which torchvision brings along
+            if picture.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
+                image = (pil_to_tensor(picture).int() // 257).to(torch.uint8).expand(3, -1, -1)
+            else:
+                image = pil_to_tensor(picture.convert("RGB"))
     except Exception as error:  # PIL raises many kinds
         fail(f"{path} cannot be read as a picture ({error}): repair or remove it")
-    return center_crop(resize(pil_to_tensor(image), [size], antialias=True), [size, size])
+    return resize(center_crop(image, [min(image.shape[1:])]), [size, size], antialias=True)
 
 
 def load_folder(path, size):
     """PATH/train/<class>/* and PATH/test/<class>/*, or PATH/<class>/* of which every tenth image is kept for testing."""
     root = Path(path)
     if not root.is_dir():
-        fail(f"--data {path} is neither shapes, cifar10, stl10 nor a folder: give one of these")
+        fail(f"--data {path} is neither shapes, cifar10, stl10 nor a folder: give one of these{nearest(path, PRESETS)}")
     parts = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
     sets = []
     for part in parts:
@@ -202,7 +211,9 @@ def parse_pairs(words, classes):
         if not found:
             label, cover_label = find_class(forget, classes), find_class(cover, classes)
             found = {label: cover_label}
-        pairs |= found
+        for label, cover_label in found.items():
+            if pairs.setdefault(label, cover_label) != cover_label:
+                fail(f"--forget gives {classes[label]} two covers, {classes[pairs[label]]} and {classes[cover_label]}: give one")
     return pairs
 
 
@@ -211,8 +222,7 @@ def find_class(word, classes):
         return classes.index(word)
     if word.isdecimal() and int(word) < len(classes):
         return int(word)
-    near = difflib.get_close_matches(word, classes, n=1, cutoff=0.4) or classes[:1]
-    fail(f"--forget: there is no class {word}, did you mean {near[0]}? Give a name of {', '.join(classes)} or a number 0..{len(classes) - 1}")
+    fail(f"--forget: there is no class {word}{nearest(word, classes)}; give a name of {', '.join(classes)} or a number 0..{len(classes) - 1}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,11 +370,14 @@ def write(path, content):
     """Replace the file `path` by these bytes or leave it as it was: never half of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -385,6 +398,8 @@ def load_checkpoint(path, stage, device="cpu"):
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
         found = saved["stage"], saved["format"]
+        if not {"settings", "classes", "step", "seconds", "random_state"} <= saved.keys():
+            raise KeyError
     except Exception as error:  # torch raises many kinds
         fail(f"{path} is not a readable checkpoint ({type(error).__name__}): delete it and run again, or give another --out")
     if found != (stage, FORMAT):
@@ -460,8 +475,11 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
     if path.exists():
         saved = load_checkpoint(path, stage, args.device)
         check_same(path, saved, settings)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            fail(f"{path} does not fit this network ({type(error).__name__}): delete it and run again, or give another --out")
         set_random_state(saved["random_state"])
         done, seconds = saved["step"], saved["seconds"]
         print(f"{stage}: {path} is finished" if done == total else f"{stage}: continues {path} at step {done}", flush=True)
@@ -493,12 +511,21 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
             if save_now:
                 progress = {"stage": stage, "settings": settings, "classes": args.classes, "step": done, "seconds": seconds}
                 state = {name: part.state_dict() for name, part in parts.items()}
+                refuse_infinite(stage, {"a weight": sum(w.sum().item() for w in floats_in(state))}, done, done)
                 save_checkpoint(path, progress | state | {"random_state": random_state()})
                 last_save = time.monotonic()
             if caught and done < total:
                 print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
                 raise SystemExit(128 + caught[0])
     return seconds
+
+
+def floats_in(state):
+    """All float tensors in nested dicts and lists."""
+    if isinstance(state, torch.Tensor) and state.is_floating_point():
+        yield state
+    for part in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
+        yield from floats_in(part)
 
 
 def refuse_infinite(stage, means, first, last):
@@ -781,15 +808,18 @@ def copy_cover_rows(net, pairs):
     return net
 
 
+def chosen_methods(args):
+    return [name for name in METHODS if any(word in name for word in args.methods or [""])]
+
+
 def compare(args, data):
     """Every method with every seed from one teacher; compare.json and its table."""
     classifier, teacher, _ = stage_pretrain(args, data)
     real_features, _ = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
     rows, masks = {}, []
-    for name, flags in METHODS.items():
-        if args.methods and not any(word in name for word in args.methods):
-            continue
+    for name in chosen_methods(args):
+        flags = METHODS[name]
         rows[name] = {key: [] for key in COMPARED}
         for seed in range(args.seeds):
             folder = args.out / "compare" / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
@@ -1015,14 +1045,23 @@ def number(kind, low=-math.inf, high=math.inf):
 
 
 class Parser(argparse.ArgumentParser):
+    def parse_args(self, argv):
+        for flag in [word.partition("=")[0] for word in argv if word.startswith("--")]:
+            if flag not in self._option_string_actions:
+                self.error(f"there is no flag {flag}{nearest(flag, self._option_string_actions)}")
+        if argv and not argv[0].startswith("-") and argv[0] not in STAGES:
+            self.error(f"there is no stage {argv[0]}{nearest(argv[0], STAGES)}")
+        return super().parse_args(argv)
+
     def error(self, message):
         fail(f"{message}; see python train.py --help")
 
 
 def make_parser():
     """The flags. None of those that a result depends on has its default here: see parse_args."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    positive, share, weight = number(int, 1), number(float, 0, 1), number(float, 0)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    positive, share, weight = number(int, 1, 10**8), number(float, 0, 1), number(float, 0, 1e6)
+    size, few = number(int, 1, 10**5), number(int, 1, 16)  # what must fit into memory
 
     def add(group, flag, text, **kind):
         by_value = {}  # the presets that have it
@@ -1034,22 +1073,22 @@ def make_parser():
 
     parser.add_argument("stage", nargs="?", choices=STAGES, default="all", metavar="STAGE", help=" | ".join(STAGES) + " (default: all)")
     group = parser.add_argument_group("data and forgetting")
-    group.add_argument("--data", help="shapes, cifar10, stl10, or a folder of pictures (default: shapes)")
+    group.add_argument("--data", type=lambda text: str(Path(text)), help="shapes, cifar10, stl10, or a folder of pictures (default: shapes)")
     group.add_argument("--data-dir", type=Path, default=Path("data"), help="where cifar10 and stl10 lie or go (default: %(default)s)")
     add(group, "image_size", "pixels a side", type=number(int, 4, 1024))
     add(group, "forget", "A:B, forget class or concept A and draw B instead", nargs="+", metavar="A:B")
     group = parser.add_argument_group("classifier, which only measures")
-    add(group, "classifier_width", "channels of its first layer, a quarter of its features", type=positive)
+    add(group, "classifier_width", "channels of its first layer, a quarter of its features", type=number(int, 1, 1024))
     add(group, "classifier_steps", "training steps, of 128 images", type=positive)
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher", type=Path, metavar="FOLDER", help="take teacher and classifier from this run folder (default: that of --out)")
     add(group, "width", "channels of the network's first stage", type=number(int, 4, 1024))
-    add(group, "multipliers", "channels of each stage over --width", type=positive, nargs="+")
-    add(group, "blocks", "residual blocks a stage", type=positive)
-    add(group, "attention", "resolutions with self-attention", type=positive, nargs="*")
+    add(group, "multipliers", "channels of each stage over --width", type=few, nargs="+")
+    add(group, "blocks", "residual blocks a stage", type=few)
+    add(group, "attention", "resolutions with self-attention", type=size, nargs="*")
     add(group, "dropout", "dropout while the teacher is trained", type=share)
     add(group, "pretrain_steps", "training steps", type=positive)
-    add(group, "pretrain_batch_size", "images a step", type=positive)
+    add(group, "pretrain_batch_size", "images a step", type=size)
     add(group, "pretrain_lr", "highest learning rate", type=weight)
     group = parser.add_argument_group("PECKER")
     add(group, "mask", "what the forget gradient may change: m_s in Eq. 10", choices=("saliency", "random", "none"))
@@ -1057,15 +1096,15 @@ def make_parser():
     add(group, "mask_every", "steps between two masks, 0: one for all time", type=number(int, 0))
     add(group, "forget_weight", "mu in Eq. 3, 4; SFD is 0.01 with --mask none", type=weight)
     add(group, "retain_weight", "lambda in Eq. 3, 4", type=weight)
-    add(group, "xi", "xi in Eq. 7; if pictures turn to noise, try less", type=number(float))
+    add(group, "xi", "xi in Eq. 7; if pictures turn to noise, try less", type=number(float, -100, 100))
     add(group, "steps", "steps of Algorithm 1", type=positive)
-    add(group, "batch_size", "retained images a step, and as many forgotten ones", type=positive)
+    add(group, "batch_size", "retained images a step, and as many forgotten ones", type=size)
     add(group, "lr", "learning rate of the generator; paper: 1e-5 for 50,000 steps", type=weight)
     add(group, "fake_score_lr", "learning rate of the fake score; paper: 1e-5", type=weight)
     add(group, "ema_half_life", "steps in which the moving average forgets half of the past", type=number(float, 1e-3))
     group = parser.add_argument_group("measuring")
     add(group, "ddim_steps", "network evaluations for one picture by the teacher", type=number(int, 1, 1000))
-    add(group, "images", "pictures drawn of each class", type=positive)
+    add(group, "images", "pictures drawn of each class", type=size)
     group.add_argument("--seeds", type=positive, default=5, help="runs of each method in compare and relearn (default: %(default)s)")
     group.add_argument("--methods", nargs="+", metavar="WORD", help="compare only methods with one of these words (default: all)")
     group.add_argument("--relearn-images", type=positive, default=100, help="real images of the class to relearn from (default: %(default)s)")
@@ -1084,7 +1123,7 @@ def in_words(value):
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def parse_args(argv=None):
+def parse_args(argv):
     """The command line; a flag that is not given has the value of the finished run that the stage reads, or the preset's."""
     args = make_parser().parse_args(argv)
     found = {}
@@ -1137,6 +1176,8 @@ def check_run(args, classes):
         Pecker(nn.Linear(1, 1), NoiseSchedule(), args.pairs, len(classes), (3, args.image_size, args.image_size))
     except ValueError as error:
         fail(f"{error}")
+    if not chosen_methods(args):
+        fail(f"--methods {in_words(args.methods)} chooses none: give words of {'; '.join(METHODS)}")
     if args.stage == "bench":
         return
     if args.stage in ("unlearn", *READERS) or args.teacher != args.out:
@@ -1155,7 +1196,7 @@ def check_run(args, classes):
                 fail(f"{path} is unfinished, at step {saved['step']} of {total}: run the command that made it once more")
 
 
-def main(argv=None):
+def main(argv):
     args = parse_args(argv)
     data = load_data(args)
     check_run(args, data.classes)
@@ -1198,9 +1239,13 @@ READERS = ("evaluate", "sample", "relearn")  # stages that need a finished run
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except KeyboardInterrupt:
         print("train.py: stopped; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in f"{error!r}".lower():
+            raise
+        fail("there is not enough memory: give smaller --batch-size, --pretrain-batch-size, --images or --width; the last checkpoints are kept")
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror}; give another --out or make room, then run the same command again")
