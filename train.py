@@ -463,6 +463,19 @@ def caught_signals():
             signal.signal(number, handler)
 
 
+def resume(args, stage, path, parts, settings):
+    """Load a checkpoint into the parts and the random state; the steps done and the seconds that they took."""
+    saved = load_checkpoint(path, stage, args.device)
+    check_same(path, saved, settings)
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    except (KeyError, ValueError, RuntimeError) as error:
+        fail(f"{path} does not fit this network ({type(error).__name__}): delete it and run again, or give another --out")
+    set_random_state(saved["random_state"])
+    return saved["step"], saved["seconds"]
+
+
 def train(args, stage, total, parts, step, images_per_step, extra_settings={}, watch=lambda done: None):
     """Call step() until `total` steps are done, from the last checkpoint on; log, save and watch on the way.
 
@@ -471,23 +484,15 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
     Continuing equals never having stopped, bit for bit on the CPU. Returns the seconds that the steps took.
     """
     path, settings = args.out / f"{stage}.pt", settings_of(args, stage) | extra_settings
-    done, seconds = 0, 0.0
-    if path.exists():
-        saved = load_checkpoint(path, stage, args.device)
-        check_same(path, saved, settings)
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-        except (KeyError, ValueError, RuntimeError) as error:
-            fail(f"{path} does not fit this network ({type(error).__name__}): delete it and run again, or give another --out")
-        set_random_state(saved["random_state"])
-        done, seconds = saved["step"], saved["seconds"]
-        print(f"{stage}: {path} is finished" if done == total else f"{stage}: continues {path} at step {done}", flush=True)
+    done, seconds = resume(args, stage, path, parts, settings) if path.exists() else (0, 0.0)
     if done == total:
+        print(f"{stage}: {path} is finished", flush=True)
         return seconds
     forget_log_after(args.out, stage, done)
     if done == 0:
         watch(done)
+    else:
+        print(f"{stage}: continues {path} at step {done}", flush=True)
 
     sums, count, last_save = {}, 0, time.monotonic()
     with caught_signals() as caught:
