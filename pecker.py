@@ -156,7 +156,7 @@ def saliency_mask(gradients, keep):
     kept = round(keep * len(saliency))
     if kept == 0:
         return [torch.zeros_like(gradient, dtype=torch.bool) for gradient in gradients]
-    threshold = saliency.kthvalue(len(saliency) - kept + 1).values  # a selection: no full sort, no copy to the host
+    threshold = saliency.topk(kept, sorted=False).values.min()  # a selection: no full sort, no copy to the host
     return [gradient.detach().abs() >= threshold for gradient in gradients]
 
 
@@ -217,9 +217,10 @@ class Pecker:
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).eval().requires_grad_(False)  # except while it is trained
         self.generator = copy.deepcopy(teacher).eval().requires_grad_(True)
-        # The average starts at the teacher and counts it: torch would otherwise overwrite it with the first iterate.
-        self.ema = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema))
-        self.ema.n_averaged += 1
+        # The average starts at the teacher. Its own update_parameters() would first copy the generator over it, and on a
+        # GPU make the program wait in every step; the function underneath does neither.
+        self.ema = AveragedModel(self.generator).requires_grad_(False)
+        self.average = get_ema_multi_avg_fn(ema)
 
         # Paper: "Adam, lr 1e-5". Here: also beta1 = 0, as in SFD, and no weight decay. Because: with momentum or decay
         # a weight would still move while its gradient is masked to zero.
@@ -263,7 +264,7 @@ class Pecker:
         if self.mask is None or (self.mask_kind != "none" and self.mask_every and self.steps % self.mask_every == 0):
             self.mask = self.make_mask()  # step 4
         log |= self.update_generator(retain, forget)  # steps 5, 6
-        self.ema.update_parameters(self.generator)
+        self.average(list(self.ema.module.parameters()), self.weights, self.steps)
         self.steps += 1
         return log
 

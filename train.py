@@ -609,7 +609,7 @@ def make_network(args, num_classes):
 
 def make_teacher_step(args, data, net, noise_schedule):
     """One step of training the DDPM (Eq. 8), and the parts that it changes."""
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (20 / args.pretrain_steps)))  # half-life: 5 % of the run
+    ema, average = AveragedModel(net), get_ema_multi_avg_fn(0.5 ** (20 / args.pretrain_steps))  # half-life: 5 % of the run
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
     schedule = OneCycleLR(optimizer, args.pretrain_lr, total_steps=args.pretrain_steps, pct_start=0.1, cycle_momentum=False)
     if args.compile:
@@ -622,7 +622,7 @@ def make_teacher_step(args, data, net, noise_schedule):
         loss.backward()
         optimizer.step()
         schedule.step()
-        ema.update_parameters(net)
+        average(list(ema.module.parameters()), list(net.parameters()), None)  # unlike update_parameters(), waits for nothing
         return {"loss": loss.detach()}
 
     return step, {"net": net, "ema": ema, "optimizer": optimizer, "schedule": schedule}
