@@ -1023,6 +1023,13 @@ def test_compare_and_relearn_write_their_tables(finished, tmp_path, capsys):
     assert len(rows) == 9 and all(set(row) == {"ddim", "one_step"} for row in rows.values())
 
 
+def test_the_difference_between_methods_is_taken_seed_by_seed():
+    rows = {"saliency, weight 1.0": {"a": [3, 5, None]}, "none, weight 1.0": {"a": [1, 4, 2]}, "copied row": {"a": [0, 0, 0]}}
+    assert train.differences(rows) == {"saliency - none, weight 1.0": {"a": [2, 1, None]}}
+    assert train.mean_and_interval([2, 1, None]) == "+1.5 ± 6.4"  # 12.71 * (1 / sqrt 2) / sqrt 2
+    assert train.mean_and_interval([2, None]) == "-"
+
+
 def test_the_trivial_baseline_draws_the_cover_exactly():
     net, c = shaken(small_unet()), torch.tensor([0, 1, 2])
     copied, x = train.copy_cover_rows(net, {0: 2}), torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)

@@ -654,17 +654,17 @@ def make_pecker(args, data, teacher):
 def unlearn(args, data, classifier, teacher):
     """Algorithm 1 with its curve in log.jsonl and its picture. Returns the Pecker and the seconds that its steps took."""
     pecker = make_pecker(args, data, teacher)
-    forgotten = list(args.pairs)
-    per_forgotten = max(1, 100 // len(forgotten))
-    counts = torch.tensor([per_forgotten if label in forgotten else 20 for label in range(len(data.classes))])
+    forgotten, look = list(args.pairs), max(1, args.steps // 50)
+    real_features, _ = classifier.judge(data.test_images)
+    # Images per forgotten and per retained class: about a hundred in all, and twice what the Frechet distance must have.
+    few, many = max(1, 100 // len(forgotten)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(forgotten)) + 1)
+    counts = torch.tensor([few if label in forgotten else many for label in range(len(data.classes))])
     labels = torch.arange(len(data.classes)).repeat_interleave(counts).to(args.device)
-    look = max(1, args.steps // 50)
 
     # The forgotten class with fixed noise at eight points of the run, most of them early: the paper's Figure 2.
     points = sorted({round(args.steps * (i / 7) ** 2) for i in range(8)})
     columns = torch.tensor(forgotten, device=args.device).repeat(10)[:10]
     noise = torch.randn(10, *data.images.shape[1:], generator=torch.Generator().manual_seed(1)).to(args.device)
-    real_features, _ = classifier.judge(data.test_images)
     album = nn.Module()
     album.register_buffer("frames", torch.zeros(len(points), 10, *data.images.shape[1:], dtype=torch.uint8))
 
@@ -741,12 +741,21 @@ def mean_and_spread(values):
     return mean + spread + (f" ({len(there)}/{len(values)})" if 0 < len(there) < len(values) else "")
 
 
-def print_rows(title, rows, columns):
-    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table of means and standard deviations."""
+def mean_and_interval(values):
+    """[numbers or None] -> "mean ± half of the 95 % confidence interval of the mean" (Student's t) of those that are there."""
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return "-"
+    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(there), 10) - 2]  # for 2, 3, ..., 10 values
+    return f"{np.mean(there):+.3g} ± {t * np.std(there, ddof=1) / math.sqrt(len(there)):.2g}"
+
+
+def print_rows(title, rows, columns, show=mean_and_spread):
+    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table, by default of means and standard deviations."""
     width = max(map(len, [*rows, title])) + 2
     print("\n" + title.ljust(width) + "".join(text.rjust(18) for text in columns.values()))
     for name, row in rows.items():
-        print(name.ljust(width) + "".join(mean_and_spread(row[key]).rjust(18) for key in columns))
+        print(name.ljust(width) + "".join(show(row[key]).rjust(18) for key in columns))
 
 
 ROWS = {
@@ -800,6 +809,7 @@ METHODS = {
 COMPARED = {
     "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",
     "cover_share": "cover share", "retain_accuracy": "retain", "frechet_distance": "Frechet", "cover_frechet_distance": "Frechet cover",
+    "frechet_wobble": "Frechet wobble",
 }  # fmt: skip
 
 
@@ -837,16 +847,36 @@ def compare(args, data):
                 net, steps = copy_cover_rows(net, args.pairs), 0
             draw = functools.partial(generate, net, pecker.schedule)
             report = measure(data, classifier, real_features, args.pairs, draw, labels, 1)
-            report |= {"steps_to_forget": steps, "milliseconds_per_step": 1000 * seconds / args.steps}
+            report |= {"steps_to_forget": steps, "milliseconds_per_step": 1000 * seconds / args.steps, "frechet_wobble": wobble(one)}
             for key, values in rows[name].items():
                 values.append(report[key])
             if name == "saliency, weight 1.0":
                 masks.append(describe_masks(pecker))
     write_json(args.out / "compare.json", {"methods": rows, "masks": masks, "flags": settings_of(args, "pecker"), **environment(args)})
     print_rows(f"{args.seeds} seeds, mean ± std", rows, COMPARED)
+    print_rows("difference, same seed, mean ± 95 % interval", differences(rows), COMPARED, mean_and_interval)
     for key in masks[0] if masks else ():
         if key != "kept_per_layer":
             print(f"mask: {key.replace('_', ' ')} {mean_and_spread([mask[key] for mask in masks])}")
+
+
+def wobble(args):
+    """How unsteady a run is: the standard deviation of the Frechet distance of its raw weights along its second half."""
+    late = [line for line in read_log(args.out, "pecker") if line.get("weights") == "raw" and line["step"] > args.steps / 2]
+    distances = [line["frechet_distance"] for line in late]
+    return None if None in distances else float(np.std(distances))
+
+
+def differences(rows):
+    """What the mask does: the saliency mask minus its controls, seed by seed, in the form of `rows`."""
+    found = {}
+    for weight in ("weight 1.0", "weight 0.01"):
+        for control in ("random", "none"):
+            one, other = rows.get(f"saliency, {weight}"), rows.get(f"{control}, {weight}")
+            if one and other:
+                minus = lambda a, b: None if None in (a, b) else a - b  # noqa: E731
+                found[f"saliency - {control}, {weight}"] = {key: [*map(minus, one[key], other[key])] for key in one}
+    return found
 
 
 def describe_masks(pecker):
