@@ -1021,6 +1021,8 @@ def test_compare_and_relearn_write_their_tables(finished, tmp_path, capsys):
     run(capsys, "relearn", "--out", out, "--device", "cpu", "--seeds", 1, "--relearn-steps", 2)
     rows = json.loads((out / "relearn.json").read_text())["rows"]
     assert len(rows) == 9 and all(set(row) == {"ddim", "one_step"} for row in rows.values())
+    again = run(capsys, "relearn", "--out", out, "--device", "cpu", "--seeds", 2, "--relearn-steps", 2)
+    assert again.count("seed 1: back") == 9 and "seed 0: back" not in again  # continues where it stopped
 
 
 def test_the_difference_between_methods_is_taken_seed_by_seed():

@@ -913,11 +913,15 @@ def relearn(args, data):
     plain = argparse.Namespace(**vars(args) | METHODS["copied row"] | {"out": folders["plain"]})
     copied = copy_cover_rows(unlearn(plain, data, classifier, teacher)[0].ema.module, args.pairs)
 
-    rows = {}
-    for name, net in {"PECKER": pecker.ema.module, "copied row": copied, "retrained teacher": retrained}.items():
+    nets = {"PECKER": pecker.ema.module, "copied row": copied, "retrained teacher": retrained}
+    path = args.out / "relearn.json"
+    settings = {"limit": args.relearn_steps, "images": args.relearn_images, "weights": [*map(fingerprint, nets.values())]}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows = saved["rows"] if {key: saved.get(key) for key in settings} == settings else {}
+    for name, net in nets.items():
         for tuned in ("all weights", "class embedding", "all, retained images"):
-            row = rows[f"{name}; {tuned}"] = {"ddim": [], "one_step": []}
-            for seed in range(args.seeds):
+            row = rows.setdefault(f"{name}; {tuned}", {"ddim": [], "one_step": []})
+            for seed in range(len(row["ddim"]), args.seeds):
                 torch.manual_seed(seed)
                 forgotten = torch.nonzero(~retained)[torch.randperm((~retained).sum().item())[: args.relearn_images], 0]
                 known = keep_only(retained if "retained" in tuned else forgotten)
@@ -925,7 +929,7 @@ def relearn(args, data):
                 print(f"{name}; {tuned}; seed {seed}: back after {back} steps", flush=True)
                 for key, values in row.items():
                     values.append(back[key])
-    write_json(args.out / "relearn.json", {"rows": rows, "limit": args.relearn_steps, "images": args.relearn_images, **environment(args)})
+                write_json(path, settings | {"rows": rows, **environment(args)})
     print_rows(f"steps until back, {args.seeds} seeds", rows, {"ddim": f"DDIM {args.ddim_steps}", "one_step": "one step"})
 
 
@@ -1272,12 +1276,17 @@ STAGES = {
 READERS = ("evaluate", "sample", "relearn")  # stages that need a finished run
 
 
+def stop(number, _):
+    """What Ctrl-C and SIGTERM do outside train(), where there is nothing to save."""
+    print("train.py: stopped; the same command continues", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("train.py: stopped; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
     except (MemoryError, RuntimeError) as error:
         if "memory" not in f"{error!r}".lower():
             raise
