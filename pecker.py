@@ -252,7 +252,7 @@ class Pecker:
         return torch.randint(low, high, (count,), generator=self.rng, device=self.device)  # low, ..., high - 1
 
     def draw_noise(self, count):
-        return torch.randn(count, *self.image_shape, generator=self.rng, device=self.device)
+        return torch.randn(count, *self.image_shape, generator=self.rng, device=self.device, dtype=self.weights[0].dtype)
 
     # --- the iteration ----------------------------------------------------------------------------------------------
 
@@ -261,7 +261,8 @@ class Pecker:
         retain = self.draw_labels(self.retained, self.batch_size)  # step 1
         forget = self.draw_labels(self.forgotten, self.batch_size)
         log = self.update_fake_score(retain, forget)  # steps 2, 3
-        if self.mask is None or (self.mask_kind != "none" and self.mask_every and self.steps % self.mask_every == 0):
+        due = self.mask_kind != "none" and self.mask_every and self.steps % self.mask_every == 0
+        if due or self.mask is None:
             self.mask = self.make_mask()  # step 4
         log |= self.update_generator(retain, forget)  # steps 5, 6
         self.average(list(self.ema.module.parameters()), self.weights, self.steps)
@@ -365,5 +366,7 @@ class Pecker:
         for name in self.MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in self.VALUES:
-            setattr(self, name, state[name])
+            value = state[name]
+            value = [m.to(self.device) for m in value] if isinstance(value, list) else value
+            setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
         self.rng.set_state(state["rng"].cpu())

@@ -8,7 +8,7 @@
 
 The time t and the label c enter every residual block through one vector: embedding(t) + table[c].
 The last term is not in DDPM. Near t = T-1 the noise is almost the input itself, but GroupNorm hides the input's mean and
-scale from the last convolution; one learned number per timestep gives them back. Without it, small networks draw
+scale from the last convolution; a learned function of t gives them back. Without it, small networks draw
 pictures with drifting brightness and leftover grain (the README has the measurement).
 Nothing in here is specific to PECKER: any module called as net(noisy, t, c) can take this one's place.
 """
@@ -28,7 +28,7 @@ def zero(module):
 
 
 def group_norm(channels):
-    """GroupNorm with DDPM's 32 groups where that leaves at least 4 channels a group, fewer groups in a thin network.
+    """GroupNorm with DDPM's 32 groups in a wide network, fewer in a thin one, so that a group has 4 channels or more.
 
     A group of one channel would erase the mean of that channel, hence the brightness of the picture.
     """
@@ -40,7 +40,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2) / (width // 2))  # 1, ..., just above 1/10000
+        frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2) / (width // 2))  # 1 down to 10000^(2/width - 1)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
@@ -87,7 +87,7 @@ class UNet(nn.Module):
     """Predicted noise of a noisy image, called as net(noisy, t, c).
 
     noisy (B, in_channels, S, S) float, S = image_size; t (B,) integer timesteps; c (B,) long labels, 0..num_classes-1;
-    returns eps (B, in_channels, S, S) float32. width=128, multipliers=(1, 2, 2, 2), blocks=2, attention at 16,
+    returns eps as noisy. width=128, multipliers=(1, 2, 2, 2), blocks=2, attention at 16,
     dropout 0.1 at image_size 32 is the CIFAR-10 network of DDPM, SFD and PECKER.
     ValueError if width is no multiple of 4 or image_size cannot be halved once per multiplier after the first.
     """
@@ -165,4 +165,4 @@ class UNet(nn.Module):
             else:
                 x = layer(x)  # twice the resolution
         skip = self.skip(time)[:, :, None, None]  # (B, 1, 1, 1)
-        return (self.last(x) + skip * noisy).float()  # float32 also under autocast: losses are computed in float32
+        return (self.last(x) + skip * noisy).to(noisy.dtype)  # float32 also under autocast, for the losses
