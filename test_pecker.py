@@ -398,6 +398,14 @@ def test_gradient_runs_through_the_inputs_of_both_frozen_networks(blocked):
     assert not same(*moved)
 
 
+def test_a_network_of_another_precision_keeps_it():
+    pecker = make_pecker(ConvNet().double())
+    pecker.step()
+    assert all(w.dtype == torch.float64 for w in pecker.ema.module.parameters())
+    net = small_unet().double()
+    assert net(images(1, shape=(3, 8, 8)).double(), torch.tensor([3]), torch.tensor([0])).dtype == torch.float64
+
+
 def test_dropout_is_off():
     class Dropping(ConvNet):
         def forward(self, noisy, t, c):
@@ -786,6 +794,21 @@ def test_measure_reports_each_share_over_its_own_labels():
     assert (report["network_evaluations"], report["images"]) == (7, 30)
 
 
+def test_a_cover_of_several_classes_counts_as_often_as_it_is_drawn():
+    class Spread:
+        def judge(self, images):
+            label = images[:, 0, 0, 0].double()[:, None]
+            features = 5 * label + torch.randn(len(label), 2, generator=torch.Generator().manual_seed(0)).double()
+            return features, nn.functional.one_hot(label[:, 0].long(), CLASSES).double()
+
+    pairs, labels = {0: 1, 2: 1, 3: 4}, torch.arange(CLASSES).repeat_interleave(300)
+    real = (labels[:, None, None, None] * torch.ones(3, 2, 2)).to(torch.uint8)
+    data = train.Data(list("abcde"), real, labels, real, labels)
+    draw = lambda noise, c: train.to_float(real[[300 * pairs.get(label, label) for label in c.tolist()]])  # noqa: E731
+    report = train.measure(data, Spread(), Spread().judge(real)[0], pairs, draw, labels, 1)
+    assert report["cover_share"] == 1 and report["cover_frechet_distance"] < 0.1
+
+
 def test_pictures_survive_the_way_to_floats_and_back():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(train.to_uint8(train.to_float(pixels)), pixels)
@@ -810,6 +833,13 @@ def load(*argv):
     """What `python train.py ...` would work on."""
     args = train.parse_args(["pretrain", "--device", "cpu", *map(str, argv)])
     return args, train.load_data(args)
+
+
+def test_mirror_images_are_a_flag():
+    for flag, kinds in (("--flip", 2), ("--no-flip", 1)):
+        data = load("--image-size", 8, flag)[1]
+        data.images, data.labels = data.images[:1], data.labels[:1]
+        assert len(torch.unique(data.batch(50)[0], dim=0)) == kinds
 
 
 def test_embedded_shapes_are_seeded_varied_and_complete():
@@ -921,6 +951,14 @@ def test_pairs_are_names_numbers_or_concepts():
     assert train.parse_pairs(["red:blue"], classes) == {0: 2, 1: 3}
     assert train.parse_pairs(["disc:ring"], classes) == {0: 1, 2: 3}
     assert train.parse_pairs(["0:3", "red-ring:blue-disc"], classes) == {0: 3, 1: 2}
+    assert train.parse_pairs(["truck:car"], ["car", "fire-truck", "truck"]) == {2: 0}  # a class before a concept
+    assert train.parse_pairs(["2:1"], ["1", "2"]) == {1: 0}  # a name before a number
+
+
+def test_a_concept_must_have_a_cover_for_each_of_its_classes(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_pairs(["red:blue"], ["red-disc", "red-ring", "blue-disc"])
+    assert "there is no class blue-ring" in capsys.readouterr().err
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -965,9 +1003,10 @@ def test_one_command_leaves_everything_in_the_run_folder(finished):
 
 def test_log_has_the_labels_the_losses_and_the_curve(finished):
     lines = [json.loads(line) for line in (finished[0] / "log.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in lines} == {"labels", "classifier", "teacher", "pecker"}
-    assert len(lines[[line["stage"] for line in lines].index("labels")]["images"]) == 10
-    assert [line["step"] for line in lines if line["stage"] == "teacher"] == list(range(3, 61, 3))
+    assert {line["stage"] for line in lines} == {"classifier", "teacher", "pecker"}
+    [labels] = [line["labels"] for line in lines if "labels" in line]
+    assert len(labels) == 10 and set(labels.values()) == {1000}  # the teacher saw every class
+    assert [line["step"] for line in lines if line["stage"] == "teacher"] == list(range(0, 61, 3))
     curve = [line["step"] for line in lines if line.get("weights") == "ema"]
     assert curve == list(range(21))
 
@@ -992,6 +1031,12 @@ def test_runs_can_share_a_teacher_and_evaluate_finds_it(finished, tmp_path, caps
     flags = ["--steps", 2, "--batch-size", 2, "--ddim-steps", 2, "--images", 3, "--device", "cpu"]
     run(capsys, "unlearn", "--teacher", finished[0], "--out", tmp_path / "sfd", "--mask", "none", "--forget", "red:blue", *flags)
     assert {path.name for path in (tmp_path / "sfd").iterdir()} == {"args.json", "log.jsonl", "pecker.pt", "trajectory.png"}
+    with pytest.raises(SystemExit):  # a folder belongs to the weights of its teacher
+        saved = torch.load(tmp_path / "sfd" / "pecker.pt", weights_only=True)
+        torch.save(saved | {"teacher_weights": 0}, tmp_path / "other.pt")
+        (tmp_path / "other").mkdir(), (tmp_path / "other.pt").rename(tmp_path / "other" / "pecker.pt")
+        run(capsys, "evaluate", "--out", tmp_path / "other", "--teacher", finished[0], "--device", "cpu")
+    assert "made from another teacher" in capsys.readouterr().err
     (tmp_path / "sfd").rename(tmp_path / "renamed")
     run(capsys, "evaluate", "--out", tmp_path / "renamed", "--device", "cpu", "--images", 2)
     metrics = json.loads((tmp_path / "renamed" / "metrics.json").read_text())
@@ -1000,7 +1045,8 @@ def test_runs_can_share_a_teacher_and_evaluate_finds_it(finished, tmp_path, caps
 
 def test_sample_writes_the_generators_pictures_by_class(finished, capsys):
     before = set(finished[0].iterdir())
-    run(capsys, "sample", "--out", finished[0], "--device", "cpu", "--images", 2)
+    for count in (3, 2):  # the second time fewer, and no old ones left
+        run(capsys, "sample", "--out", finished[0], "--device", "cpu", "--images", count)
     pngs = sorted((finished[0] / "samples").glob("*/*.png"))
     assert len(pngs) == 20 and pngs[0].parent.name == "blue-bars" and torchvision.datasets.folder.pil_loader(pngs[0]).size == (8, 8)
     for path in [*pngs, *(finished[0] / "samples").iterdir(), finished[0] / "samples"]:
@@ -1121,12 +1167,13 @@ def refused(capsys, argv, word):
     [
         ("--forget red-disk:blue-disc", "did you mean red-disc"), ("--forget red-disc", "A:B"), ("--forget 0:0", "forgotten itself"),
         ("--forget 0:99", "no class 99"), ("--forget red:blue blue:red", "retain"), ("--keep 1.5", "[0, 1]"), ("--keep nan", "[0, 1]"),
-        ("--steps 0", "--steps"), ("--steps x", "must be a number"), ("--lr -1", "--lr"), ("--xi inf", "--xi"), ("--mask best", "--mask"),
+        ("--steps 0", "--steps"), ("--steps 1e3", "must be a whole number"), ("--lr -1", "--lr"), ("--xi inf", "--xi"), ("--mask best", "--mask"),
         ("--device tpu9", "--device"), ("--data nowhere", "nowhere"), ("--width 6", "multiple of 4"), ("--image-size 10", "halved"),
         ("trian", "trian"), ("--nonsense=1", "--nonsense"), ("unlearn", "pretrain"), ("evaluate", "unlearn"), ("sample", "unlearn"),
         ("--teacher nowhere", "nowhere"), ("--ddim-steps 1001", "1000"), ("--stepz 3", "did you mean --steps"), ("unlern", "mean unlearn"),
         ("--data cifar", "mean cifar10"), ("--forget 0:5 red-disc:blue-ring", "two covers"), ("compare --methods best", "--methods"),
-        ("--images 1e9", "--images"), ("--batch-size 1000000000", "--batch-size"),
+        ("--images 1e9", "--images"), ("--device meta", "--device meta"), ("--mask-every " + "9" * 400, "--mask-every"), ("--data shape", "mean shapes"),
+        ("--batch-size 1000000000", "--batch-size"),
     ],
 )  # fmt: skip
 def test_bad_flags_are_refused_with_advice_before_anything_is_written(argv, word, tmp_path, capsys):
@@ -1192,6 +1239,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, capsys):
         train.main([*TINY, "--out", str(tmp_path / "run"), "--pretrain-lr", "1e6"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "teacher: loss is not finite in steps" in error and "--pretrain-lr" in error
+
+
+def test_a_signal_that_comes_while_a_curve_is_measured_saves_too(tmp_path, capsys):
+    (args, _), net = load(*TINY, "--save-every", 1000), nn.Linear(1, 1)
+    args.out, args.classes = tmp_path, []
+    with pytest.raises(SystemExit) as stop:
+        kill = lambda done: done and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        train.train(args, "teacher", 9, {"net": net}, lambda: {"loss": torch.zeros(())}, 1, watch=kill, watched={3})
+    assert stop.value.code == 128 + signal.SIGTERM and torch.load(tmp_path / "teacher.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_a_teacher_can_be_trained_for_any_number_of_steps(steps):
+    args, data = load(*TINY, "--pretrain-steps", steps)
+    step, parts = train.make_teacher_step(args, data, train.make_network(args, 10), NoiseSchedule())
+    for _ in range(steps):
+        assert step()["loss"].isfinite()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):

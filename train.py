@@ -64,7 +64,7 @@ class Data:
     labels: torch.Tensor  # (N,) long
     test_images: torch.Tensor  # to measure with
     test_labels: torch.Tensor
-    flip: bool  # whether the mirror image of an example is an example of the same class
+    flip: bool = True  # whether the mirror image of an example is an example of the same class
 
     def batch(self, size):
         """Random images, (size, 3, S, S) float in [-1, 1], mirrored half of the time if that makes sense; labels (size,)."""
@@ -73,6 +73,12 @@ class Data:
         if self.flip:
             x = torch.where(torch.rand(size, 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
         return x, self.labels[chosen]
+
+
+    def fixed_noise(self, count, seed):
+        """(count, 3, S, S) ~ N(0, 1): the same for the same seed, on every device."""
+        noise = torch.randn(count, *self.images.shape[1:], generator=torch.Generator().manual_seed(seed))
+        return noise.to(self.images.device)
 
 
 def to_float(images):
@@ -122,7 +128,12 @@ def load_image(path, size):
     try:
         with torchvision.utils.Image.open(path) as picture:  # Pillow, which torchvision brings along
             if picture.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
-                image = (pil_to_tensor(picture).int() // 257).to(torch.uint8).expand(3, -1, -1)
+                image = (pil_to_tensor(picture).int() // 257).expand(3, -1, -1)
+                if not 0 <= image.min() <= image.max() <= 255:
+                    raise ValueError("more than 16 bits a pixel")
+                image = image.to(torch.uint8)
+            elif picture.mode == "F":
+                raise ValueError("pixels are not whole numbers")
             else:
                 image = pil_to_tensor(picture.convert("RGB"))
     except Exception as error:  # PIL raises many kinds
@@ -134,10 +145,10 @@ def load_folder(path, size):
     """PATH/train/<class>/* and PATH/test/<class>/*, or PATH/<class>/* of which every tenth image is kept for testing."""
     root = Path(path)
     if not root.is_dir():
-        fail(f"--data {path} is neither shapes, cifar10, stl10 nor a folder: give one of these{nearest(path, PRESETS)}")
-    parts = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
+        fail(f"--data {path} is neither shapes, cifar10, stl10 nor a folder: give one of these{nearest(path, ('shapes', 'cifar10', 'stl10'))}")
+    split = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())  # no class named train
     sets = []
-    for part in parts:
+    for part in [root / "train", root / "test"] if split else [root]:
         try:
             listing = torchvision.datasets.ImageFolder(part)
         except (FileNotFoundError, OSError) as error:
@@ -146,19 +157,17 @@ def load_folder(path, size):
         sets.append((listing.classes, images, torch.tensor(listing.targets)))
     if len(sets) == 1:
         classes, images, labels = sets[0]
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-        rank = torch.empty_like(labels)  # of an image within its class, in that order
-        for label in range(len(classes)):
-            members = order[labels[order] == label]
+        test, rng = torch.zeros(len(labels), dtype=torch.bool), torch.Generator().manual_seed(0)
+        for label, name in enumerate(classes):
+            members = torch.nonzero(labels == label)[:, 0]
             if len(members) < 2:
-                fail(f"class {classes[label]} in {root} has one picture: give at least two, one is kept for testing")
-            rank[members] = torch.arange(len(members))
-        test = rank % 10 == 0
+                fail(f"class {name} in {root} has one picture: give at least two, one is kept for testing")
+            test[members[torch.randperm(len(members), generator=rng)[::10]]] = True
         sets = [(classes, images[~test], labels[~test]), (classes, images[test], labels[test])]
     (classes, images, labels), (test_classes, test_images, test_labels) = sets
     if classes != test_classes:
         fail(f"{root}/train and {root}/test have different classes: give both the same folders")
-    return Data(classes, images, labels, test_images, test_labels, flip=True)
+    return Data(classes, images, labels, test_images, test_labels)
 
 
 def load_torchvision(name, folder, size):
@@ -176,13 +185,13 @@ def load_torchvision(name, folder, size):
         archive = {"cifar10": "cifar-10-python.tar.gz", "stl10": "stl10_binary.tar.gz"}[name]
         fail(f"{name} could not be downloaded or read ({error}): put {archive} into {folder}, or name its folder by --data-dir")
     images = [resize(part, [size, size], antialias=True) for part in images]
-    return Data(list(sets[0].classes), images[0], labels[0], images[1], labels[1], flip=True)
+    return Data(list(sets[0].classes), images[0], labels[0], images[1], labels[1])
 
 
 def load_data(args):
     if args.data == "shapes":
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
-        data = Data(classes, *draw_shapes(1000, 0, args.image_size), *draw_shapes(200, 1, args.image_size), flip=True)
+        data = Data(classes, *draw_shapes(1000, 0, args.image_size), *draw_shapes(200, 1, args.image_size))
     elif args.data in ("cifar10", "stl10"):
         data = load_torchvision(args.data, args.data_dir, args.image_size)
     else:
@@ -190,27 +199,23 @@ def load_data(args):
     if len(data.classes) < 2:
         fail(f"--data {args.data} has {len(data.classes)} class: give at least two, one to forget and one to retain")
     on_device = {name: value.to(args.device) for name, value in vars(data).items() if isinstance(value, torch.Tensor)}
-    return dataclasses.replace(data, **on_device)
+    return dataclasses.replace(data, flip=args.flip, **on_device)
 
 
 def parse_pairs(words, classes):
     """["A:B", ...] -> {label of A: label of B}. A and B are class names, numbers, or concepts.
 
-    A concept is a part of hyphenated names: red:blue covers every red-X by blue-X, disc:ring every X-disc by X-ring.
+    A concept is a part of hyphenated names: red:blue covers every red-X by blue-X, disc:ring every X-disc by X-ring. What
+    is itself the name of a class is no concept, and where names are numbers, numbers are names.
     """
     pairs = {}
     for word in words:
         forget, colon, cover = word.partition(":")
         if not (forget and colon and cover):
             fail(f"--forget {word} is not of the form A:B (forget A, draw B instead): give for example {classes[0]}:{classes[1]}")
-        found = {}
-        for name in classes:
-            renamed = "-".join(cover if part == forget else part for part in name.split("-"))
-            if renamed != name and renamed in classes:
-                found[classes.index(name)] = classes.index(renamed)
-        if not found:
-            label, cover_label = find_class(forget, classes), find_class(cover, classes)
-            found = {label: cover_label}
+        concept = [] if forget in classes else [name for name in classes if forget in name.split("-")]
+        renamed = ["-".join(cover if part == forget else part for part in name.split("-")) for name in concept]
+        found = {find_class(a, classes): find_class(b, classes) for a, b in zip(concept or [forget], renamed or [cover])}
         for label, cover_label in found.items():
             if pairs.setdefault(label, cover_label) != cover_label:
                 fail(f"--forget gives {classes[label]} two covers, {classes[pairs[label]]} and {classes[cover_label]}: give one")
@@ -220,7 +225,7 @@ def parse_pairs(words, classes):
 def find_class(word, classes):
     if word in classes:
         return classes.index(word)
-    if word.isdecimal() and int(word) < len(classes):
+    if word.isdecimal() and int(word) < len(classes) and not any(name.isdecimal() for name in classes):
         return int(word)
     fail(f"--forget: there is no class {word}{nearest(word, classes)}; give a name of {', '.join(classes)} or a number 0..{len(classes) - 1}")
 
@@ -308,7 +313,7 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
     real_features: classifier.judge(data.test_images)[0], made once. The noise is fixed by `seed`. A figure that needs
     more images than there are is None. curve: leave out what takes long, precision and recall.
     """
-    noise = torch.randn(len(labels), *data.images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    noise = data.fixed_noise(len(labels), seed)
     images = torch.cat([to_uint8(draw(n, c)) for n, c in zip(noise.split(250), labels.split(250))])
     features, probabilities = classifier.judge(images)
     guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
@@ -317,7 +322,7 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
     cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))])
     share = lambda condition: condition.double().mean().item()  # noqa: E731
     retained_real = real_features[~torch.isin(test_labels, torch.tensor(list(pairs)))]
-    cover_real = real_features[torch.isin(test_labels, torch.tensor(list(pairs.values())))]
+    cover_real = torch.cat([real_features[test_labels == cover] for cover in pairs.values()])  # as often as it is drawn
     histogram = guess[forgotten].bincount(minlength=len(data.classes)) / forgotten.sum()
 
     def if_enough(metric, *sets):
@@ -349,7 +354,7 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
 # ---------------------------------------------------------------------------------------------------------------------
 
 # The flags that a stage's result depends on. Other flags (device, how often to save, ...) may change while it runs.
-DATA_FLAGS = ("data", "image_size", "seed")
+DATA_FLAGS = ("data", "image_size", "flip", "seed")
 STAGE_FLAGS = {
     "classifier": (*DATA_FLAGS, "classifier_width", "classifier_steps"),
     "teacher": (
@@ -360,6 +365,11 @@ STAGE_FLAGS = {
         "fake_score_lr", "ema_half_life", "ddim_steps",
     ),
 }  # fmt: skip
+
+
+def variant(args, **changed):
+    """The arguments with some of them changed."""
+    return argparse.Namespace(**vars(args) | changed)
 
 
 def settings_of(args, stage):
@@ -390,16 +400,18 @@ def save_checkpoint(path, content):
     write(path, buffer.getbuffer())
 
 
-def load_checkpoint(path, stage, device="cpu"):
-    """The dict in a checkpoint of this stage. weights_only: a pickle that wants to run code is refused."""
+def load_checkpoint(path, stage):
+    """The dict in a checkpoint of this stage, on the CPU. weights_only: a pickle that wants to run code is refused."""
     if not path.exists():
         what = {"teacher": "pretrain", "classifier": "pretrain", "pecker": "unlearn"}[stage]
         fail(f"{path} is missing: run `python train.py {what}` for this folder first, or name another by --out or --teacher")
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         found = saved["stage"], saved["format"]
-        if not {"settings", "classes", "step", "seconds", "random_state"} <= saved.keys():
+        if not {"settings", "classes", "step", "seconds", "random_state"} | ({"teacher"} if stage == "pecker" else set()) <= saved.keys():
             raise KeyError
+    except PermissionError:
+        raise
     except Exception as error:  # torch raises many kinds
         fail(f"{path} is not a readable checkpoint ({type(error).__name__}): delete it and run again, or give another --out")
     if found != (stage, FORMAT):
@@ -440,15 +452,21 @@ def forget_log_after(folder, stage, step):
     write(folder / "log.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
-def random_state():
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def random_state(device):
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
-def set_random_state(state):
-    torch.set_rng_state(state["cpu"].cpu())
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextlib.contextmanager
@@ -463,28 +481,38 @@ def caught_signals():
             signal.signal(number, handler)
 
 
-def resume(args, stage, path, parts, settings):
+def resume(args, stage, path, parts, settings, extra):
     """Load a checkpoint into the parts and the random state; the steps done and the seconds that they took."""
-    saved = load_checkpoint(path, stage, args.device)
+    saved = load_checkpoint(path, stage)
     check_same(path, saved, settings)
+    if saved.get("teacher_weights") != extra.get("teacher_weights"):
+        fail(f"{path} was made from another teacher than that in {args.teacher}: give that one by --teacher, or another --out")
     try:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     except (KeyError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         fail(f"{path} does not fit this network ({type(error).__name__}): delete it and run again, or give another --out")
-    set_random_state(saved["random_state"])
+    set_random_state(saved["random_state"], args.device)
     return saved["step"], saved["seconds"]
 
 
-def train(args, stage, total, parts, step, images_per_step, extra_settings={}, watch=lambda done: None):
+def out_of_memory(error):
+    """Whether it is so, on any device; torch has no one class for it."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+
+
+def train(args, stage, total, parts, step, images_per_step, watch=lambda done: None, watched=(0,), **extra):
     """Call step() until `total` steps are done, from the last checkpoint on; log, save and watch on the way.
 
-    parts: {name: anything with state_dict and load_state_dict}, all that step() changes. step() returns scalar tensors.
-    watch(done): called before the first step and after every step; what it takes does not count as training time.
-    Continuing equals never having stopped, bit for bit on the CPU. Returns the seconds that the steps took.
+    parts: {name: anything with state_dict and load_state_dict}, all that step() changes. step() returns {name: loss}.
+    watch(done): called when 0, 1, ... of the `watched` steps are done; what it takes does not count as training time.
+    Continuing equals never having stopped: weights and curves are the same bit for bit on the CPU.
+    extra: entries of the checkpoint. Returns the seconds that the steps took.
     """
-    path, settings = args.out / f"{stage}.pt", settings_of(args, stage) | extra_settings
-    done, seconds = resume(args, stage, path, parts, settings) if path.exists() else (0, 0.0)
+    path, settings = args.out / f"{stage}.pt", settings_of(args, stage)
+    done, seconds = resume(args, stage, path, parts, settings, extra) if path.exists() else (0, 0.0)
     if done == total:
         print(f"{stage}: {path} is finished", flush=True)
         return seconds
@@ -504,22 +532,23 @@ def train(args, stage, total, parts, step, images_per_step, extra_settings={}, w
             sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
             log_now = done % max(1, total // 20) == 0 or done == total
             due = done % args.save_every == 0 if args.save_every else time.monotonic() - last_save > 60
-            save_now = due or caught or done == total
-            if log_now or save_now:
+            save_now = due or done == total
+            if log_now or save_now or done in watched:
                 means = {name: (value / count).item() for name, value in sums.items()}
                 refuse_infinite(stage, means, done - count + 1, done)
             seconds += time.perf_counter() - begin
             if log_now:
                 report(args, stage, done, total, seconds, images_per_step, means)
                 sums, count = {}, 0
-            watch(done)
-            if save_now:
-                progress = {"stage": stage, "settings": settings, "classes": args.classes, "step": done, "seconds": seconds}
+            if done in watched:
+                watch(done)
+            if save_now or caught:
+                progress = {"stage": stage, "settings": settings, "classes": args.classes, "step": done, "seconds": seconds} | extra
                 state = {name: part.state_dict() for name, part in parts.items()}
                 refuse_infinite(stage, {"a weight": sum(w.sum().item() for w in floats_in(state))}, done, done)
-                save_checkpoint(path, progress | state | {"random_state": random_state()})
+                save_checkpoint(path, progress | state | {"random_state": random_state(args.device)})
                 last_save = time.monotonic()
-            if caught and done < total:
+            if caught:
                 print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
                 raise SystemExit(128 + caught[0])
     return seconds
@@ -536,8 +565,8 @@ def floats_in(state):
 def refuse_infinite(stage, means, first, last):
     for name, value in means.items():
         if not math.isfinite(value):
-            lower = "--lr, --fake-score-lr or --xi" if stage == "pecker" else "--pretrain-lr"
-            fail(f"{stage}: {name} is not finite in steps {first} to {last}; the last checkpoint is kept. Try a lower {lower} and another --out")
+            advice = {"pecker": "a lower --lr, --fake-score-lr or --xi", "teacher": "a lower --pretrain-lr", "classifier": "other pictures"}
+            fail(f"{stage}: {name} is not finite in steps {first} to {last}; the last checkpoint is kept. Try {advice[stage]} and another --out")
 
 
 def report(args, stage, done, total, seconds, images_per_step, means):
@@ -560,12 +589,12 @@ def save_picture(path, rows, row_names, column_names):
     R, C, _, S, _ = rows.shape
     scale = max(1, 64 // S)
     high, wide = S * scale + 8, max(S * scale + 8, 7 * max(map(len, column_names)))  # of a tile, with its margin
-    left, top = 7 * max(map(len, row_names)) + 8, 20
+    left, top = 7 * max(map(len, row_names)) + 12, 20
     sides = wide - S * scale
     big = F.pad(F.interpolate(rows.flatten(0, 1), scale_factor=scale), (sides // 2, sides - sides // 2, 0, 8), value=255)
     canvas = F.pad(torchvision.utils.make_grid(big, nrow=C, padding=0), (left, 0, top, 0), value=255)
     spots = [(left + c * wide + (wide - 6 * len(name)) // 2 - 2, 0) for c, name in enumerate(column_names)]
-    spots += [(0, top + r * high + S * scale // 2 - 8) for r in range(R)]
+    spots += [(4, top + r * high + S * scale // 2 - 8) for r in range(R)]
     boxes = torch.tensor([(x, y, x, y) for x, y in spots])  # empty: only their names are wanted, the dots are cut off
     canvas = torchvision.utils.draw_bounding_boxes(canvas, boxes, [*column_names, *row_names], colors="black")
     write_png(path, canvas[:, 2:, 2:])
@@ -581,7 +610,7 @@ def train_classifier(args, data):
     torch.manual_seed(args.seed)
     classifier = Classifier(len(data.classes), args.classifier_width).to(args.device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
-    schedule = OneCycleLR(optimizer, max_lr=5e-3, total_steps=args.classifier_steps)
+    lr_schedule = OneCycleLR(optimizer, max_lr=5e-3, total_steps=args.classifier_steps)
     shift = torchvision.transforms.v2.RandomCrop(args.image_size, padding=args.image_size // 8, padding_mode="reflect")
 
     def step():
@@ -592,10 +621,10 @@ def train_classifier(args, data):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        lr_schedule.step()
         return {"loss": loss.detach()}
 
-    parts = {"net": classifier, "optimizer": optimizer, "schedule": schedule}
+    parts = {"net": classifier, "optimizer": optimizer, "lr_schedule": lr_schedule}
     seconds = train(args, "classifier", args.classifier_steps, parts, step, 128)
     return classifier.eval(), seconds
 
@@ -611,7 +640,8 @@ def make_teacher_step(args, data, net, noise_schedule):
     """One step of training the DDPM (Eq. 8), and the parts that it changes."""
     ema, average = AveragedModel(net), get_ema_multi_avg_fn(0.5 ** (20 / args.pretrain_steps))  # half-life: 5 % of the run
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
-    schedule = OneCycleLR(optimizer, args.pretrain_lr, total_steps=args.pretrain_steps, pct_start=0.1, cycle_momentum=False)
+    # Warm-up and cosine. 0.11: torch divides by pct_start * total_steps - 1, which 0.1 would make zero for ten steps.
+    lr_schedule = OneCycleLR(optimizer, args.pretrain_lr, total_steps=args.pretrain_steps, pct_start=0.11, cycle_momentum=False)
     if args.compile:
         net.compile()
 
@@ -621,20 +651,20 @@ def make_teacher_step(args, data, net, noise_schedule):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        lr_schedule.step()
         average(list(ema.module.parameters()), list(net.parameters()), None)  # unlike update_parameters(), waits for nothing
         return {"loss": loss.detach()}
 
-    return step, {"net": net, "ema": ema, "optimizer": optimizer, "schedule": schedule}
+    return step, {"net": net, "ema": ema, "optimizer": optimizer, "lr_schedule": lr_schedule}
 
 
 def train_teacher(args, data):
     """The DDPM, with the moving average of its weights, and the seconds that its training took."""
     torch.manual_seed(args.seed)
     step, parts = make_teacher_step(args, data, make_network(args, len(data.classes)), NoiseSchedule().to(args.device))
-    if not (args.out / "teacher.pt").exists():  # a teacher that never saw a class has nothing to forget
-        log(args, stage="labels", images=dict(zip(data.classes, data.labels.bincount(minlength=len(data.classes)).tolist())))
-    seconds = train(args, "teacher", args.pretrain_steps, parts, step, args.pretrain_batch_size)
+    counts = dict(zip(data.classes, data.labels.bincount(minlength=len(data.classes)).tolist()))
+    show = lambda done: log(args, stage="teacher", step=done, labels=counts)  # noqa: E731  who never saw a class can't forget it
+    seconds = train(args, "teacher", args.pretrain_steps, parts, step, args.pretrain_batch_size, watch=show)
     return parts["ema"].module.eval(), seconds
 
 
@@ -664,13 +694,15 @@ def unlearn(args, data, classifier, teacher):
     # The forgotten class with fixed noise at eight points of the run, most of them early: the paper's Figure 2.
     points = sorted({round(args.steps * (i / 7) ** 2) for i in range(8)})
     columns = torch.tensor(forgotten, device=args.device).repeat(10)[:10]
-    noise = torch.randn(10, *data.images.shape[1:], generator=torch.Generator().manual_seed(1)).to(args.device)
+    noise = data.fixed_noise(10, seed=1)
     album = nn.Module()
     album.register_buffer("frames", torch.zeros(len(points), 10, *data.images.shape[1:], dtype=torch.uint8))
 
+    looks = {*range(0, args.steps, look), args.steps}
+
     def watch(done):
         nets = {"ema": pecker.ema.module, "raw": pecker.generator}
-        if done % look == 0 or done == args.steps:
+        if done in looks:
             for name, net in nets.items():
                 draw = functools.partial(generate, net, pecker.schedule)
                 report = measure(data, classifier, real_features, args.pairs, draw, labels, 1, seed=1, curve=True)
@@ -680,9 +712,10 @@ def unlearn(args, data, classifier, teacher):
             with torch.no_grad():
                 album.frames[points.index(done)] = to_uint8(generate(pecker.generator, pecker.schedule, noise, columns))
 
-    extra = {"teacher": os.path.relpath(args.teacher, args.out), "teacher_weights": fingerprint(teacher)}
-    parts = {"pecker": pecker, "album": album}
-    seconds = train(args, "pecker", args.steps, parts, pecker.step, 2 * args.batch_size, extra, watch)
+    seconds = train(
+        args, "pecker", args.steps, {"pecker": pecker, "album": album}, pecker.step, 2 * args.batch_size, watch, looks | set(points),
+        teacher=os.path.relpath(args.teacher, args.out), teacher_weights=fingerprint(teacher),
+    )  # fmt: skip
     names = [data.classes[label] for label in columns]
     save_picture(args.out / "trajectory.png", album.frames, [f"step {point}" for point in points], names)
     return pecker, seconds
@@ -724,7 +757,7 @@ def evaluate(args, data, classifier, teacher, pecker, seconds):
 
     label_list = [*args.pairs, *args.pairs.values(), *range(len(data.classes))]
     columns = sorted(list(dict.fromkeys(label_list))[:10])  # where there are more classes: those that matter most
-    noise = torch.randn(3 * len(columns), *data.images.shape[1:], generator=torch.Generator().manual_seed(2)).to(args.device)
+    noise = data.fixed_noise(3 * len(columns), seed=2)
     c = torch.tensor(columns, device=args.device).repeat(3)
     with torch.no_grad():
         rows = torch.cat([to_uint8(ddim(noise, c)), to_uint8(generate(pecker.ema.module, schedule, noise, c))])
@@ -786,13 +819,15 @@ def write_samples(args, data, pecker):
     """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
     for label, name in enumerate(data.classes):
         folder = args.out / "samples" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.png"):
+            old.unlink()
         c = torch.full((args.images,), label, device=args.device)
-        rng = torch.Generator().manual_seed(args.seed + label)
-        noise = torch.randn(args.images, *data.images.shape[1:], generator=rng).to(args.device)
+        noise = data.fixed_noise(args.images, args.seed + label)
         with torch.no_grad():
             draws = [generate(pecker.ema.module, pecker.schedule, n, k) for n, k in zip(noise.split(250), c.split(250))]
         for number, image in enumerate(to_uint8(torch.cat(draws))):
-            write_png(folder / f"{number:05}.png", image)
+            to_pil_image(image.cpu()).save(folder / f"{number:05}.png")
     print(f"{args.images} pictures of each class are in {args.out / 'samples'}")
 
 
@@ -838,8 +873,7 @@ def compare(args, data):
         rows[name] = {key: [] for key in COMPARED}
         for seed in range(args.seeds):
             folder = args.out / "compare" / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            one = argparse.Namespace(**vars(args) | flags | {"seed": seed, "out": folder})
+            one = variant(args, **flags, seed=seed, out=folder)
             print(f"\n{name}, seed {seed}", flush=True)
             pecker, seconds = unlearn(one, data, classifier, teacher)
             net, steps = pecker.ema.module, steps_to_forget(one, "ema")
@@ -854,7 +888,8 @@ def compare(args, data):
                 masks.append(describe_masks(pecker))
     write_json(args.out / "compare.json", {"methods": rows, "masks": masks, "flags": settings_of(args, "pecker"), **environment(args)})
     print_rows(f"{args.seeds} seeds, mean ± std", rows, COMPARED)
-    print_rows("difference, same seed, mean ± 95 % interval", differences(rows), COMPARED, mean_and_interval)
+    if minus := differences(rows):
+        print_rows("difference, same seed, mean ± 95 % interval", minus, COMPARED, mean_and_interval)
     for key in masks[0] if masks else ():
         if key != "kept_per_layer":
             print(f"mask: {key.replace('_', ' ')} {mean_and_spread([mask[key] for mask in masks])}")
@@ -886,7 +921,7 @@ def describe_masks(pecker):
     """
     report, half = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}, pecker.num_forget_images // 2
     for name, net in (("teacher", pecker.teacher), ("generator", pecker.generator)):
-        for count in (pecker.batch_size, half):
+        for count in sorted({min(pecker.batch_size, half), half}):
             masks = []
             net.requires_grad_(True)
             for x, c in zip(pecker.forget_images.split(half), pecker.forget_labels.split(half)):
@@ -894,7 +929,7 @@ def describe_masks(pecker):
                 masks.append(saliency_mask(torch.autograd.grad(loss, list(net.parameters())), pecker.keep))
             net.requires_grad_(net is pecker.generator)
             both = sum((a & b).sum().item() for a, b in zip(*masks))
-            report[f"overlap_at_{name}_{count}_images"] = both / sum((a | b).sum().item() for a, b in zip(*masks))
+            report[f"overlap_at_{name}_{count}_images"] = both / max(1, sum((a | b).sum().item() for a, b in zip(*masks)))
     names = [name for name, _ in pecker.generator.named_parameters()]
     report["kept_per_layer"] = {name: m.double().mean().item() for name, m in zip(names, pecker.mask)}
     return report
@@ -906,11 +941,8 @@ def relearn(args, data):
     retained = ~torch.isin(data.labels, pecker.forgotten)
     keep_only = lambda chosen: dataclasses.replace(data, images=data.images[chosen], labels=data.labels[chosen])  # noqa: E731
 
-    folders = {name: args.out / "relearn" / name for name in ("retrained", "plain")}
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
-    retrained, _ = train_teacher(argparse.Namespace(**vars(args) | {"out": folders["retrained"]}), keep_only(retained))
-    plain = argparse.Namespace(**vars(args) | METHODS["copied row"] | {"out": folders["plain"]})
+    retrained, _ = train_teacher(variant(args, out=args.out / "relearn" / "retrained"), keep_only(retained))
+    plain = variant(args, **METHODS["copied row"], out=args.out / "relearn" / "plain")
     copied = copy_cover_rows(unlearn(plain, data, classifier, teacher)[0].ema.module, args.pairs)
 
     nets = {"PECKER": pecker.ema.module, "copied row": copied, "retrained teacher": retrained}
@@ -926,10 +958,11 @@ def relearn(args, data):
                 forgotten = torch.nonzero(~retained)[torch.randperm((~retained).sum().item())[: args.relearn_images], 0]
                 known = keep_only(retained if "retained" in tuned else forgotten)
                 back = steps_until_back(args, known, classifier, pecker, net, only_embedding=tuned == "class embedding")
-                print(f"{name}; {tuned}; seed {seed}: back after {back} steps", flush=True)
+                print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
                 for key, values in row.items():
                     values.append(back[key])
                 write_json(path, settings | {"rows": rows, **environment(args)})
+    rows = {name: {key: values[: args.seeds] for key, values in row.items()} for name, row in rows.items()}
     print_rows(f"steps until back, {args.seeds} seeds", rows, {"ddim": f"DDIM {args.ddim_steps}", "one_step": "one step"})
 
 
@@ -943,7 +976,7 @@ def steps_until_back(args, known, classifier, pecker, net, only_embedding):
     table.requires_grad_(True)
     optimizer = torch.optim.Adam([w for w in net.parameters() if w.requires_grad], lr=args.pretrain_lr / 10)
     c = pecker.forgotten.repeat(50)[:50]
-    noise = torch.randn(50, *known.images.shape[1:], generator=torch.Generator().manual_seed(3)).to(args.device)
+    noise = known.fixed_noise(50, seed=3)
     back = {"ddim": None, "one_step": None}
     for step in range(args.relearn_steps + 1):
         if step % 2 == 0:
@@ -966,7 +999,7 @@ def steps_until_back(args, known, classifier, pecker, net, only_embedding):
 # How fast: parts of a step, and what their network passes alone would take
 # ---------------------------------------------------------------------------------------------------------------------
 
-PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense FLOP/s on the data sheets
+PEAK_BF16 = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}  # dense FLOP/s on the data sheets
 
 
 def bare_passes(pecker, noisy, t, c):
@@ -993,14 +1026,13 @@ def bare_mask(pecker, noisy, t, c):
 def bench(args, data, seconds=30):
     """Times the parts of a step in turns, for about half a minute, and prints medians; the networks are untrained."""
     net, noise_schedule = make_network(args, len(data.classes)), NoiseSchedule().to(args.device)
-    endless = argparse.Namespace(**vars(args) | {"pretrain_steps": 10**9})
-    pretrain_step = make_teacher_step(endless, data, copy.deepcopy(net), noise_schedule)[0]
+    pretrain_step = make_teacher_step(variant(args, pretrain_steps=10**9), data, copy.deepcopy(net), noise_schedule)[0]
     peckers = {}
     for name, flags in {"PECKER": {"mask_every": 0}, "refresh": {"mask_every": 1}, "SFD": {"mask": "none", "forget_weight": 0.01}}.items():
-        peckers[name] = make_pecker(argparse.Namespace(**vars(args) | {"ddim_steps": 1} | flags), data, net)
+        peckers[name] = make_pecker(variant(args, **{"ddim_steps": 1} | flags), data, net)
         peckers[name].step()
     pecker = peckers["PECKER"]
-    noisy, t = pecker.draw_noise(2 * args.batch_size), pecker.draw_times(2 * args.batch_size, 38, 712)
+    noisy, t = pecker.draw_noise(2 * args.batch_size), pecker.draw_times(2 * args.batch_size, pecker.t_min, pecker.t_max)
     retain, forget = (pecker.draw_labels(labels, args.batch_size) for labels in (pecker.retained, pecker.forgotten))
     passes = (pecker, noisy, t, torch.cat([retain, forget]))
     timed = {
@@ -1015,7 +1047,7 @@ def bench(args, data, seconds=30):
         "network passes of a mask, bare": lambda: bare_mask(*passes),
     }
     images = dict.fromkeys(timed, 2 * args.batch_size) | {"pretraining step": args.pretrain_batch_size}
-    wait = torch.cuda.synchronize if args.device.type == "cuda" else lambda: None
+    wait = getattr(torch, args.device.type).synchronize
     times, begin = {name: [] for name in timed}, time.perf_counter()
     while time.perf_counter() - begin < seconds or len(times["pretraining step"]) < 3:
         for name, call in timed.items():
@@ -1042,7 +1074,7 @@ def bench(args, data, seconds=30):
     rate, peak = flops.get_total_flops() / step, next((v for k, v in PEAK_BF16.items() if k in environment(args)["device"]), None)
     print(f"FLOP/s of a PECKER step  {rate:.3g}" + (f", {rate / peak:.1%} of the device's dense bfloat16 peak" if peak else ""))
     if args.device.type == "cuda":
-        print(f"peak memory  {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+        print(f"peak memory of all this, more than one run needs  {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1051,7 +1083,7 @@ def bench(args, data, seconds=30):
 
 # Defaults. The paper's or SFD's where a flag means the same at every scale; the rest belongs together for one kind of data:
 # shapes for two CPU cores and minutes, the others for one CUDA GPU.
-EVERYWHERE = dict(mask="saliency", keep=0.5, mask_every=1, forget_weight=1.0, retain_weight=1.0, xi=1.2, seed=0)
+EVERYWHERE = dict(flip=True, mask="saliency", keep=0.5, mask_every=1, forget_weight=1.0, retain_weight=1.0, xi=1.2, seed=0)
 PRESETS = {
     "shapes": EVERYWHERE | dict(
         image_size=16, forget=["red-disc:blue-disc"], width=16, multipliers=[1, 2, 2], blocks=1, attention=[4], dropout=0.0,
@@ -1068,15 +1100,15 @@ PRESETS["stl10"] = PRESETS["cifar10"] | dict(image_size=64, multipliers=[1, 2, 2
 PRESETS["folder"] = PRESETS["cifar10"]
 
 
-def number(kind, low=-math.inf, high=math.inf):
+def number(kind, low, high):
     """An argparse type: an int or float in [low, high]."""
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number, not {text}") from None
-        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"must be a {'whole ' if kind is int else ''}number, not {text}") from None
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"must be in [{low}, {high}], not {text}")
         return value
 
@@ -1115,6 +1147,7 @@ def make_parser():
     group.add_argument("--data", type=lambda text: str(Path(text)), help="shapes, cifar10, stl10, or a folder of pictures (default: shapes)")
     group.add_argument("--data-dir", type=Path, default=Path("data"), help="where cifar10 and stl10 lie or go (default: %(default)s)")
     add(group, "image_size", "pixels a side", type=number(int, 4, 1024))
+    add(group, "flip", "train also on mirror images; not for letters or digits", action=argparse.BooleanOptionalAction)
     add(group, "forget", "A:B, forget class or concept A and draw B instead", nargs="+", metavar="A:B")
     group = parser.add_argument_group("classifier, which only measures")
     add(group, "classifier_width", "channels of its first layer, a quarter of its features", type=number(int, 1, 1024))
@@ -1132,7 +1165,7 @@ def make_parser():
     group = parser.add_argument_group("PECKER")
     add(group, "mask", "what the forget gradient may change: m_s in Eq. 10", choices=("saliency", "random", "none"))
     add(group, "keep", "share of the weights in the mask", type=share)
-    add(group, "mask_every", "steps between two masks, 0: one for all time", type=number(int, 0))
+    add(group, "mask_every", "steps between two masks, 0: one for all time", type=number(int, 0, 10**8))
     add(group, "forget_weight", "mu in Eq. 3, 4; SFD is 0.01 with --mask none", type=weight)
     add(group, "retain_weight", "lambda in Eq. 3, 4", type=weight)
     add(group, "xi", "xi in Eq. 7; if pictures turn to noise, try less", type=number(float, -100, 100))
@@ -1140,7 +1173,7 @@ def make_parser():
     add(group, "batch_size", "retained images a step, and as many forgotten ones", type=size)
     add(group, "lr", "learning rate of the generator; paper: 1e-5 for 50,000 steps", type=weight)
     add(group, "fake_score_lr", "learning rate of the fake score; paper: 1e-5", type=weight)
-    add(group, "ema_half_life", "steps in which the moving average forgets half of the past", type=number(float, 1e-3))
+    add(group, "ema_half_life", "steps in which the moving average forgets half of the past", type=number(float, 1e-3, 1e9))
     group = parser.add_argument_group("measuring")
     add(group, "ddim_steps", "network evaluations for one picture by the teacher", type=number(int, 1, 1000))
     add(group, "images", "pictures drawn of each class", type=size)
@@ -1152,7 +1185,7 @@ def make_parser():
     group.add_argument("--out", type=Path, help="run folder (default: runs/DATA)")
     add(group, "seed", "of everything but the data", type=number(int, 0, 2**31))
     group.add_argument("--device", help="cuda, cpu or mps (default: cuda if there is one, else cpu)")
-    group.add_argument("--save-every", type=number(int, 0), default=0, help="steps between checkpoints, 0: one a minute (default: 0)")
+    group.add_argument("--save-every", type=number(int, 0, 10**8), default=0, help="steps between checkpoints, 0: one a minute (default: 0)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="networks in bfloat16, losses in float32 (default: on cuda)")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for long runs on cuda only")
     return parser
@@ -1167,9 +1200,9 @@ def parse_args(argv):
     args = make_parser().parse_args(argv)
     found = {}
     if args.stage in READERS:  # these change nothing: they follow the run
-        args.out = args.out or Path("runs", Path(args.data or "shapes").name)
+        args.out = args.out or Path("runs", Path(args.data or "shapes").resolve().name)
         saved = load_checkpoint(args.out / "pecker.pt", "pecker")
-        args.teacher = args.teacher or args.out / saved["settings"]["teacher"]
+        args.teacher = args.teacher or args.out / saved["teacher"]
         found = {flag: saved["settings"][flag] for flag in STAGE_FLAGS["pecker"]}
     if args.teacher:
         for stage in ("classifier", "teacher"):
@@ -1179,12 +1212,13 @@ def parse_args(argv):
     for flag, value in found.items():
         given = getattr(args, flag)
         if given not in (None, value):
-            fail(f"--{flag.replace('_', '-')} {in_words(given)} does not fit {args.teacher}, made with {in_words(value)}: leave it out")
+            made = args.out if args.stage in READERS and flag in STAGE_FLAGS["pecker"] else args.teacher
+            fail(f"--{flag.replace('_', '-')} {in_words(given)} does not fit {made}, made with {in_words(value)}: leave it out")
     args.data = args.data or found.get("data", "shapes")
     for flag, value in (PRESETS.get(args.data, PRESETS["folder"]) | found).items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
-    args.out = args.out or Path("runs", Path(args.data).name)
+    args.out = args.out or Path("runs", Path(args.data).resolve().name)
     if not args.teacher:
         args.teacher, args.teacher_seed = args.out, args.seed
     args.device = find_device(args.device)
@@ -1195,7 +1229,10 @@ def parse_args(argv):
 def find_device(name):
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(1, device=name).device
+        device = torch.empty(1, device=name).device
+        if device.type not in ("cuda", "cpu", "mps"):
+            raise ValueError
+        return device
     except Exception:  # torch raises many kinds
         fail(f"--device {name} is not available here: give cpu" + (" or cuda" if torch.cuda.is_available() else ""))
 
@@ -1241,15 +1278,16 @@ def main(argv):
     check_run(args, data.classes)
     if args.stage == "bench":
         return bench(args, data)
-    args.out.mkdir(parents=True, exist_ok=True)
-    flags = {flag: str(value) if isinstance(value, Path | torch.device) else value for flag, value in vars(args).items()}
-    write_json(args.out / "args.json", flags | environment(args))
+    if args.stage not in READERS:
+        args.out.mkdir(parents=True, exist_ok=True)
+        flags = {flag: str(value) if isinstance(value, Path | torch.device) else value for flag, value in vars(args).items()}
+        write_json(args.out / "args.json", flags | environment(args))
     STAGES[args.stage](args, data)
 
 
 def stage_pretrain(args, data):
     """Classifier, teacher and the seconds that each took; trained in, or read from, the folder --teacher."""
-    home = argparse.Namespace(**vars(args) | {"out": args.teacher, "seed": args.teacher_seed})
+    home = variant(args, out=args.teacher, seed=args.teacher_seed)
     classifier, seconds = train_classifier(home, data)
     teacher, more_seconds = train_teacher(home, data)
     return classifier, teacher, {"classifier": seconds, "teacher": more_seconds}
@@ -1288,8 +1326,8 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in f"{error!r}".lower():
+        if not out_of_memory(error):
             raise
-        fail("there is not enough memory: give smaller --batch-size, --pretrain-batch-size, --images or --width; the last checkpoints are kept")
+        fail("there is not enough memory: give smaller --batch-size, --pretrain-batch-size, --images, --image-size or --width, and another --out")
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror}; give another --out or make room, then run the same command again")
