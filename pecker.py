@@ -168,7 +168,8 @@ def saliency_mask(gradients, keep):
 class Pecker:
     """The networks and one iteration of Algorithm 1.
 
-    teacher        net(noisy, t, c) -> eps, trained with noise_prediction_loss. It is copied, never changed.
+    teacher        net(noisy, t, c) -> eps, trained with noise_prediction_loss. It is copied, never changed; in the copies
+                   all parameters are trained, also those that the teacher keeps fixed.
     schedule       the NoiseSchedule it was trained with
     pairs          {forgotten label: its cover label}; one class, several or a whole concept are the same to the code
     num_classes    labels are 0..num_classes-1; those not forgotten are retained
@@ -185,8 +186,8 @@ class Pecker:
     ddim_steps     network evaluations per image of D_f, of which there are num_forget_images
     seed           of everything drawn by chance; torch's global state is neither read nor changed
 
-    Results: `generator` (raw weights) and `ema.module` (their moving average), both for generate(...). ValueError for
-    arguments that contradict each other.
+    Results: `generator` (raw weights) and `ema.module` (their moving average), both for generate(...) with this t_init.
+    ValueError for arguments that contradict each other.
     """
 
     def __init__(
@@ -245,13 +246,13 @@ class Pecker:
 
     # --- everything drawn by chance ---------------------------------------------------------------------------------
 
-    def draw_labels(self, labels, count):
+    def draw_labels(self, labels, count):  # -> (count,)
         return labels[torch.randint(len(labels), (count,), generator=self.rng, device=self.device)]
 
-    def draw_times(self, count, low, high):
-        return torch.randint(low, high, (count,), generator=self.rng, device=self.device)  # low, ..., high - 1
+    def draw_times(self, count, low, high):  # -> (count,), each in low, ..., high - 1
+        return torch.randint(low, high, (count,), generator=self.rng, device=self.device)
 
-    def draw_noise(self, count):
+    def draw_noise(self, count):  # -> (count, C, H, W)
         return torch.randn(count, *self.image_shape, generator=self.rng, device=self.device, dtype=self.weights[0].dtype)
 
     # --- the iteration ----------------------------------------------------------------------------------------------
@@ -273,7 +274,8 @@ class Pecker:
         """Labels (B,), (B,). Steps 2, 3: one Adam step on Eq. 3, the error in denoising the generator's images.
 
         retain_weight * L(x_retain) + forget_weight * L(x_forget), L the noise error: sum over pixels, mean over images.
-        Paper: a time weight gamma(s) on the error of x0. Here: gamma = SNR, which makes it the error of the noise.
+        Paper: a time weight gamma(s) on the error of x0, not given. Here: gamma = SNR, which makes it the error of the
+        noise. Because: that is the loss which trained the teacher, where the fake score starts.
         """
         c = torch.cat([retain, forget])  # (2 B,), both terms in one batch
         with torch.no_grad():  # here the generator only draws
