@@ -1171,7 +1171,7 @@ def refused(capsys, argv, word):
         ("--device tpu9", "--device"), ("--data nowhere", "nowhere"), ("--width 6", "multiple of 4"), ("--image-size 10", "halved"),
         ("trian", "trian"), ("--nonsense=1", "--nonsense"), ("unlearn", "pretrain"), ("evaluate", "unlearn"), ("sample", "unlearn"),
         ("--teacher nowhere", "nowhere"), ("--ddim-steps 1001", "1000"), ("--stepz 3", "did you mean --steps"), ("unlern", "mean unlearn"),
-        ("--data cifar", "mean cifar10"), ("--forget 0:5 red-disc:blue-ring", "two covers"), ("compare --methods best", "--methods"),
+        ("--data cifar", "mean cifar10"), ("--forget 0:5 red-disc:blue-ring", "two covers"), ("compare --methods best", "--methods"), ("compare --mask none", "leave them out"),
         ("--images 1e9", "--images"), ("--device meta", "--device meta"), ("--mask-every " + "9" * 400, "--mask-every"), ("--data shape", "mean shapes"),
         ("--batch-size 1000000000", "--batch-size"),
     ],

@@ -786,9 +786,9 @@ def mean_and_interval(values):
 def print_rows(title, rows, columns, show=mean_and_spread):
     """rows {name: {key: [a value per seed]}}, columns {key: text}: a table, by default of means and standard deviations."""
     width = max(map(len, [*rows, title])) + 2
-    print("\n" + title.ljust(width) + "".join(text.rjust(18) for text in columns.values()))
+    print("\n" + title.ljust(width) + "".join(text.rjust(20) for text in columns.values()))
     for name, row in rows.items():
-        print(name.ljust(width) + "".join(show(row[key]).rjust(18) for key in columns))
+        print(name.ljust(width) + "".join(show(row[key]).rjust(20) for key in columns))
 
 
 ROWS = {
@@ -1198,6 +1198,8 @@ def in_words(value):
 def parse_args(argv):
     """The command line; a flag that is not given has the value of the finished run that the stage reads, or the preset's."""
     args = make_parser().parse_args(argv)
+    if args.stage == "compare" and (args.mask, args.forget_weight) != (None, None):
+        fail("compare runs every --mask and --forget-weight: leave them out, choose by --methods")
     found = {}
     if args.stage in READERS:  # these change nothing: they follow the run
         args.out = args.out or Path("runs", Path(args.data or "shapes").resolve().name)
