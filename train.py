@@ -576,28 +576,23 @@ def report(args, stage, done, total, seconds, images_per_step, means):
     print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
 
 
-def write_png(path, image):
-    """image (3, H, W) uint8."""
-    buffer = io.BytesIO()
-    to_pil_image(image.cpu()).save(buffer, format="png")
-    write(path, buffer.getbuffer())
-
-
 def save_picture(path, rows, row_names, column_names):
     """rows (R, C, 3, S, S) uint8 -> a PNG with a name above each column and before each row."""
-    rows = rows.cpu()
     R, C, _, S, _ = rows.shape
     scale = max(1, 64 // S)
     high, wide = S * scale + 8, max(S * scale + 8, 7 * max(map(len, column_names)))  # of a tile, with its margin
-    left, top = 7 * max(map(len, row_names)) + 12, 20
-    sides = wide - S * scale
-    big = F.pad(F.interpolate(rows.flatten(0, 1), scale_factor=scale), (sides // 2, sides - sides // 2, 0, 8), value=255)
-    canvas = F.pad(torchvision.utils.make_grid(big, nrow=C, padding=0), (left, 0, top, 0), value=255)
-    spots = [(left + c * wide + (wide - 6 * len(name)) // 2 - 2, 0) for c, name in enumerate(column_names)]
-    spots += [(4, top + r * high + S * scale // 2 - 8) for r in range(R)]
-    boxes = torch.tensor([(x, y, x, y) for x, y in spots])  # empty: only their names are wanted, the dots are cut off
-    canvas = torchvision.utils.draw_bounding_boxes(canvas, boxes, [*column_names, *row_names], colors="black")
-    write_png(path, canvas[:, 2:, 2:])
+    left, top, sides = 7 * max(map(len, row_names)) + 12, 20, wide - S * scale
+    big = F.interpolate(rows.cpu().flatten(0, 1), scale_factor=scale)
+    grid = torchvision.utils.make_grid(F.pad(big, (sides // 2, sides - sides // 2, 0, 8), value=255), nrow=C, padding=0)
+    picture = to_pil_image(F.pad(grid, (left, 0, top, 0), value=255))
+    pen = torchvision.utils.ImageDraw.Draw(picture)  # of Pillow, which torchvision brings along
+    for c, name in enumerate(column_names):
+        pen.text((left + (c + 0.5) * wide - pen.textlength(name) / 2, 4), name, fill="black")
+    for r, name in enumerate(row_names):
+        pen.text((4, top + r * high + S * scale / 2 - 6), name, fill="black")
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    write(path, buffer.getbuffer())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
