@@ -1097,12 +1097,18 @@ def test_relearning_is_noticed_at_once_where_nothing_was_forgotten():
     assert train.steps_until_back(args, known, Knows(), pecker, small_unet(), False) == {"ddim": 0, "one_step": 0}
 
 
-def test_overlap_of_masks_is_one_for_equal_images():
+def test_overlap_of_masks_is_intersection_over_union():
+    masks = [[torch.tensor([True, True, False]), torch.tensor([flag])] for flag in (True, False)]
+    assert train.overlap(masks[0], masks[1]) == pytest.approx(2 / 3) and train.overlap(masks[1], masks[1]) == 1
+    assert train.overlap([~m for m in masks[1]], [torch.zeros_like(m) for m in masks[1]]) == 0
+
+
+def test_masks_are_described_layer_by_layer_and_beside_chance():
     pecker = make_pecker(num_forget_images=6)
     pecker.step()
-    pecker.forget_images[:] = pecker.forget_images[0]
     report = train.describe_masks(pecker)
-    assert report["overlap_by_chance"] == pytest.approx(1 / 3) and report["overlap_at_teacher_3_images"] > 1 / 3
+    assert report["overlap_by_chance"] == pytest.approx(1 / 3)
+    assert all(0 < report[f"overlap_{net}_3_images{of}"] <= 1 for net in ("teacher", "generator") for of in ("", "_of_retained_classes"))
     assert all(not w.requires_grad for w in pecker.teacher.parameters()) and all(w.requires_grad for w in pecker.weights)
     assert set(report["kept_per_layer"]) == {name for name, _ in pecker.generator.named_parameters()}
 

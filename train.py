@@ -910,24 +910,33 @@ def differences(rows):
 
 
 def describe_masks(pecker):
-    """Is the mask signal or noise? Overlap (intersection over union) of masks from disjoint images, for both networks.
+    """Is the mask signal or noise, and is it about the forgotten class? Overlaps (intersection over union) of two masks.
 
-    By chance two masks that keep a share k overlap by k / (2 - k).
+    Both from images of the forgotten classes, no image in common; or one of them from images of the retained classes. By
+    chance two masks that keep a share k overlap by k / (2 - k). For the teacher's weights and for the generator's.
     """
-    report, half = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}, pecker.num_forget_images // 2
+    half = pecker.num_forget_images // 2
+    c = pecker.draw_labels(pecker.retained, half)
+    x = sample_ddim(pecker.teacher, pecker.schedule, pecker.draw_noise(half), c, pecker.ddim_steps)
+    sets = [*zip(pecker.forget_images.split(half), pecker.forget_labels.split(half)), (x, c)]
+    report = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}
     for name, net in (("teacher", pecker.teacher), ("generator", pecker.generator)):
         for count in sorted({min(pecker.batch_size, half), half}):
-            masks = []
             net.requires_grad_(True)
-            for x, c in zip(pecker.forget_images.split(half), pecker.forget_labels.split(half)):
-                loss = noise_prediction_loss(net, pecker.schedule, x[:count], c[:count])
-                masks.append(saliency_mask(torch.autograd.grad(loss, list(net.parameters())), pecker.keep))
+            losses = [noise_prediction_loss(net, pecker.schedule, x[:count], c[:count]) for x, c in sets]
+            masks = [saliency_mask(torch.autograd.grad(loss, list(net.parameters())), pecker.keep) for loss in losses]
             net.requires_grad_(net is pecker.generator)
-            both = sum((a & b).sum().item() for a, b in zip(*masks))
-            report[f"overlap_at_{name}_{count}_images"] = both / max(1, sum((a | b).sum().item() for a, b in zip(*masks)))
+            report[f"overlap_{name}_{count}_images"] = overlap(masks[0], masks[1])
+            report[f"overlap_{name}_{count}_images_of_retained_classes"] = overlap(masks[0], masks[-1])
     names = [name for name, _ in pecker.generator.named_parameters()]
     report["kept_per_layer"] = {name: m.double().mean().item() for name, m in zip(names, pecker.mask)}
     return report
+
+
+def overlap(first, second):
+    """Intersection over union of two masks, each a list of bool tensors."""
+    shared = sum((a & b).sum().item() for a, b in zip(first, second))
+    return shared / max(1, sum((a | b).sum().item() for a, b in zip(first, second)))
 
 
 def relearn(args, data):
