@@ -978,7 +978,8 @@ def steps_until_back(args, known, classifier, pecker, net, only_embedding):
     net = copy.deepcopy(net).requires_grad_(not only_embedding).eval()
     [table] = [module for module in net.modules() if isinstance(module, nn.Embedding)]
     table.requires_grad_(True)
-    optimizer = torch.optim.Adam([w for w in net.parameters() if w.requires_grad], lr=args.pretrain_lr / 10)
+    lr = 0.05 if only_embedding else args.pretrain_lr / 10  # entries of the table are of size 1, an attacker would use it
+    optimizer = torch.optim.Adam([w for w in net.parameters() if w.requires_grad], lr=lr)
     c = pecker.forgotten.repeat(50)[:50]
     noise = known.fixed_noise(50, seed=3)
     back = {"ddim": None, "one_step": None}
