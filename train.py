@@ -6,6 +6,9 @@
     python train.py --data cifar10                        # CIFAR-10, for one CUDA GPU
     python train.py --data FOLDER --forget cat:dog        # own images: FOLDER/train/<class>/*, FOLDER/test/<class>/*
     python train.py sample --out runs/shapes              # PNG files for pytorch-fid or clean-fid
+    python train.py compare --out runs/compare            # which part of the method does what
+    python train.py relearn --out runs/shapes             # how soon the class comes back
+    python train.py bench                                 # where the time of a step goes
 """
 
 import argparse
@@ -37,6 +40,9 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 
 from pecker import NoiseSchedule, Pecker, generate, noise_prediction_loss, saliency_mask, sample_ddim
 from unet import UNet
+
+# In this file, from top to bottom: data; the classifier and what is measured with it; the run folder (checkpoints, log,
+# pictures, the training loop that all stages share); the stages; the experiments compare and relearn; bench; the command line.
 
 FORMAT = 1  # of checkpoints; counted up when an old one can no longer be read
 
@@ -538,7 +544,7 @@ def train(args, stage, total, parts, step, images_per_step, watch=lambda done: N
                 refuse_infinite(stage, means, done - count + 1, done)
             seconds += time.perf_counter() - begin
             if log_now:
-                report(args, stage, done, total, seconds, images_per_step, means)
+                show_progress(args, stage, done, total, seconds, images_per_step, means)
                 sums, count = {}, 0
             if done in watched:
                 watch(done)
@@ -556,10 +562,11 @@ def train(args, stage, total, parts, step, images_per_step, watch=lambda done: N
 
 def floats_in(state):
     """All float tensors in nested dicts and lists."""
-    if isinstance(state, torch.Tensor) and state.is_floating_point():
-        yield state
-    for part in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
-        yield from floats_in(part)
+    if isinstance(state, dict):
+        state = list(state.values())
+    if isinstance(state, list):
+        return [tensor for part in state for tensor in floats_in(part)]
+    return [state] if isinstance(state, torch.Tensor) and state.is_floating_point() else []
 
 
 def refuse_infinite(stage, means, first, last):
@@ -569,7 +576,7 @@ def refuse_infinite(stage, means, first, last):
             fail(f"{stage}: {name} is not finite in steps {first} to {last}; the last checkpoint is kept. Try {advice[stage]} and another --out")
 
 
-def report(args, stage, done, total, seconds, images_per_step, means):
+def show_progress(args, stage, done, total, seconds, images_per_step, means):
     speed, left = images_per_step * done / seconds, (total - done) * seconds / done
     log(args, stage=stage, step=done, **means, images_per_second=round(speed, 1), seconds_left=round(left, 1))
     text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
