@@ -869,7 +869,15 @@ def compare(args, data):
     classifier, teacher, _ = stage_pretrain(args, data)
     real_features, _ = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=args.device).repeat_interleave(args.images)
-    rows, masks = {}, []
+    schedule = NoiseSchedule().to(args.device)
+    judge = functools.partial(measure, data, classifier, real_features, args.pairs, labels=labels)
+    teachers = {  # judged alike, though nothing is forgotten: what the others must be seen beside
+        f"teacher, DDIM {args.ddim_steps}": judge(
+            functools.partial(sample_ddim, teacher, schedule, steps=args.ddim_steps), network_evaluations=args.ddim_steps
+        ),
+        "teacher, one step": judge(functools.partial(generate, teacher, schedule), network_evaluations=1),
+    }
+    rows, masks = {name: {key: [report.get(key)] for key in COMPARED} for name, report in teachers.items()}, []
     for name in chosen_methods(args):
         flags = METHODS[name]
         rows[name] = {key: [] for key in COMPARED}
@@ -881,8 +889,7 @@ def compare(args, data):
             net, steps = pecker.ema.module, steps_to_forget(one, "ema")
             if name == "copied row":
                 net, steps = copy_cover_rows(net, args.pairs), 0
-            draw = functools.partial(generate, net, pecker.schedule)
-            report = measure(data, classifier, real_features, args.pairs, draw, labels, 1)
+            report = judge(functools.partial(generate, net, pecker.schedule), network_evaluations=1)
             report |= {"steps_to_forget": steps, "milliseconds_per_step": 1000 * seconds / args.steps, "frechet_wobble": wobble(one)}
             for key, values in rows[name].items():
                 values.append(report[key])
