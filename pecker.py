@@ -266,7 +266,8 @@ class Pecker:
         if due or self.mask is None:
             self.mask = self.make_mask()  # step 4
         log |= self.update_generator(retain, forget)  # steps 5, 6
-        self.average(list(self.ema.module.parameters()), self.weights, self.steps)
+        averaged = list(self.ema.module.parameters())
+        self.average(averaged, self.weights, self.steps)  # averaged = ema * averaged + (1 - ema) * weights
         self.steps += 1
         return log
 

@@ -1216,7 +1216,7 @@ def test_bad_checkpoints_are_refused_and_left_alone(finished, tmp_path, capsys):
     for content, word in (
         ((good / "teacher.pt").read_bytes()[:-1000], "not a readable checkpoint"),
         (b"", "not a readable checkpoint"),
-        (pickle.dumps(Runs()), "not a readable checkpoint"),
+        (pickle.dumps(Runs(), protocol=2), "not a readable checkpoint"),
         ((good / "classifier.pt").read_bytes(), "classifier"),
         (whole | {"format": 0}, "format"),
         (whole | {"classes": ["a", "b"]}, "classes"),
@@ -1349,8 +1349,8 @@ pecker.py | gradient.detach().abs() >= threshold ==> gradient.detach().abs() >= 
 pecker.py | copy.deepcopy(teacher).eval().requires_grad_(True) ==> copy.deepcopy(teacher).requires_grad_(True)
 pecker.py | self.teacher = copy.deepcopy(teacher) ==> self.teacher = teacher
 pecker.py | copy.deepcopy(teacher).eval().requires_grad_(True) ==> copy.deepcopy(teacher).eval()
-pecker.py | self.average(list(self.ema.module.parameters()), self.weights, ==> self.average(list(self.ema.module.parameters()), list(self.fake_score.parameters()),
-pecker.py | self.average(list(self.ema.module.parameters()), self.weights, ==> self.average(self.weights, list(self.ema.module.parameters()),
+pecker.py | self.average(averaged, self.weights, ==> self.average(averaged, list(self.fake_score.parameters()),
+pecker.py | self.average(averaged, self.weights, ==> self.average(self.weights, averaged,
 pecker.py | get_ema_multi_avg_fn(ema) ==> get_ema_multi_avg_fn(1 - ema)
 pecker.py | betas=(0.0, 0.999) ==> betas=(0.9, 0.999)
 pecker.py | weight_decay=0.0, ==> weight_decay=0.01,
