@@ -1206,7 +1206,7 @@ def make_parser():
     group.add_argument("--device", help="cuda, cpu or mps (default: cuda if there is one, else cpu)")
     group.add_argument("--save-every", type=number(int, 0, 10**8), default=0, help="steps between checkpoints, 0: one a minute (default: 0)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="networks in bfloat16, losses in float32 (default: on cuda)")
-    group.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for long runs on cuda only")
+    group.add_argument("--compile", action="store_true", help="torch.compile the networks, which first takes minutes; not measured on cuda")
     return parser
 
 
