@@ -580,7 +580,7 @@ def show_progress(args, stage, done, total, seconds, images_per_step, means):
     speed, left = images_per_step * done / seconds, (total - done) * seconds / done
     log(args, stage=stage, step=done, **means, images_per_second=round(speed, 1), seconds_left=round(left, 1))
     text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-    print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+    print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {int(left) // 60}:{int(left) % 60:02} left", flush=True)
 
 
 def save_picture(path, rows, row_names, column_names):
