@@ -80,7 +80,6 @@ class Data:
             x = torch.where(torch.rand(size, 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
         return x, self.labels[chosen]
 
-
     def fixed_noise(self, count, seed):
         """(count, 3, S, S) ~ N(0, 1): the same for the same seed, on every device."""
         noise = torch.randn(count, *self.images.shape[1:], generator=torch.Generator().manual_seed(seed))
@@ -509,11 +508,11 @@ def out_of_memory(error):
     return isinstance(error, MemoryError) or any(words in str(error) for words in ("out of memory", "can't allocate memory"))
 
 
-def train(args, stage, total, parts, step, images_per_step, watch=lambda done: None, watched=(0,), **extra):
+def train(args, stage, total, parts, step, images_per_step, watch=lambda done: None, watched=(), **extra):
     """Call step() until `total` steps are done, from the last checkpoint on; log, save and watch on the way.
 
     parts: {name: anything with state_dict and load_state_dict}, all that step() changes. step() returns {name: loss}.
-    watch(done): called when 0, 1, ... of the `watched` steps are done; what it takes does not count as training time.
+    watch(done): called before the first step and after the `watched` ones; what it takes does not count as training time.
     Continuing equals never having stopped: weights and curves are the same bit for bit on the CPU.
     extra: entries of the checkpoint. Returns the seconds that the steps took.
     """
@@ -686,9 +685,9 @@ def make_pecker(args, data, teacher):
 def unlearn(args, data, classifier, teacher):
     """Algorithm 1 with its curve in log.jsonl and its picture. Returns the Pecker and the seconds that its steps took."""
     pecker = make_pecker(args, data, teacher)
-    forgotten, look = list(args.pairs), max(1, args.steps // 50)
+    forgotten, looks = list(args.pairs), {*range(0, args.steps, max(1, args.steps // 50)), args.steps}
     real_features, _ = classifier.judge(data.test_images)
-    # Images per forgotten and per retained class: about a hundred in all, and twice what the Frechet distance must have.
+    # Images a class: about a hundred of the forgotten classes, and of the retained ones twice what the Frechet distance needs.
     few, many = max(1, 100 // len(forgotten)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(forgotten)) + 1)
     counts = torch.tensor([few if label in forgotten else many for label in range(len(data.classes))])
     labels = torch.arange(len(data.classes)).repeat_interleave(counts).to(args.device)
@@ -699,8 +698,6 @@ def unlearn(args, data, classifier, teacher):
     noise = data.fixed_noise(10, seed=1)
     album = nn.Module()
     album.register_buffer("frames", torch.zeros(len(points), 10, *data.images.shape[1:], dtype=torch.uint8))
-
-    looks = {*range(0, args.steps, look), args.steps}
 
     def watch(done):
         nets = {"ema": pecker.ema.module, "raw": pecker.generator}
@@ -781,7 +778,7 @@ def mean_and_interval(values):
     there = [value for value in values if value is not None]
     if len(there) < 2:
         return "-"
-    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(there), 10) - 2]  # for 2, 3, ..., 10 values
+    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(there), 10) - 2]  # for 2, 3, ..., 10 values; a little wide for more
     return f"{np.mean(there):+.3g} ± {t * np.std(there, ddof=1) / math.sqrt(len(there)):.2g}"
 
 

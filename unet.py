@@ -28,7 +28,7 @@ def zero(module):
 
 
 def group_norm(channels):
-    """GroupNorm with DDPM's 32 groups in a wide network, fewer in a thin one, so that a group has 4 channels or more.
+    """GroupNorm with gcd(32, channels / 4) groups: DDPM's 32 for multiples of 128 channels, fewer in a thin network.
 
     A group of one channel would erase the mean of that channel, hence the brightness of the picture.
     """
