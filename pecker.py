@@ -37,8 +37,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Noise, and the network that predicts it (DDPM)
@@ -168,8 +166,8 @@ def saliency_mask(gradients, keep):
 class Pecker:
     """The networks and one iteration of Algorithm 1.
 
-    teacher        net(noisy, t, c) -> eps, trained with noise_prediction_loss. It is copied, never changed; in the copies
-                   all parameters are trained, also those that the teacher keeps fixed.
+    teacher        net(noisy, t, c) -> eps, trained with noise_prediction_loss. It is copied, never changed; in fake score
+                   and generator all parameters are trained, also those that the teacher keeps fixed.
     schedule       the NoiseSchedule it was trained with
     pairs          {forgotten label: its cover label}; one class, several or a whole concept are the same to the code
     num_classes    labels are 0..num_classes-1; those not forgotten are retained
@@ -183,10 +181,10 @@ class Pecker:
     mask_every     iterations between two masks; 1: as in the paper; 0: one mask, from the teacher's weights, for all time
     grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip]
     ema            decay of the moving average of the generator, a step
-    ddim_steps     network evaluations per image of D_f, of which there are num_forget_images
+    ddim_steps     network evaluations per image of D_f, of which there are num_forget_images, at least batch_size
     seed           of everything drawn by chance; torch's global state is neither read nor changed
 
-    Results: `generator` (raw weights) and `ema.module` (their moving average), both for generate(...) with this t_init.
+    Results: `generator` (raw weights) and `ema` (their moving average), both for generate(...) with this t_init.
     ValueError for arguments that contradict each other.
     """
 
@@ -208,8 +206,8 @@ class Pecker:
             raise ValueError(f'mask must be "saliency", "random" or "none", not "{mask}"')
         if not 0 <= keep <= 1:
             raise ValueError(f"keep must be in [0, 1], not {keep}")
-        if mask_every < 0 or batch_size < 1 or num_forget_images < 1:
-            raise ValueError("mask_every must be 0 or more, batch_size and num_forget_images 1 or more")
+        if mask_every < 0 or not 1 <= batch_size <= num_forget_images:
+            raise ValueError("mask_every must be 0 or more, batch_size 1 or more and num_forget_images at least batch_size")
         if not (0 <= t_min < t_max <= T and 0 <= t_init < T):
             raise ValueError(f"times must satisfy 0 <= t_min < t_max <= {T} and 0 <= t_init < {T}")
 
@@ -218,13 +216,10 @@ class Pecker:
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).eval().requires_grad_(False)  # except while it is trained
         self.generator = copy.deepcopy(teacher).eval().requires_grad_(True)
-        # The average starts at the teacher. Its own update_parameters() would first copy the generator over it, and on a
-        # GPU make the program wait in every step; the function underneath does neither.
-        self.ema = AveragedModel(self.generator).requires_grad_(False)
-        self.average = get_ema_multi_avg_fn(ema)
+        self.ema = copy.deepcopy(teacher).eval().requires_grad_(False)  # the generator's moving average
 
-        # Paper: "Adam, lr 1e-5". Here: also beta1 = 0, as in SFD, and no weight decay. Because: with momentum or decay
-        # a weight would still move while its gradient is masked to zero.
+        # Paper: "Adam, lr 1e-5". Here: also beta1 = 0, as in SFD, and no weight decay. Because: with momentum the forget
+        # gradient of earlier steps would still move a weight that has left the mask, and decay moves every weight.
         adam = dict(betas=(0.0, 0.999), weight_decay=0.0, fused=True)
         self.weights = list(self.generator.parameters())  # gradients, mask and optimiser all follow this one list
         self.generator_optimizer = torch.optim.Adam(self.weights, lr=lr, **adam)
@@ -234,7 +229,7 @@ class Pecker:
         self.retain_weight, self.forget_weight, self.xi, self.grad_clip = retain_weight, forget_weight, xi, grad_clip
         self.mask_kind, self.keep, self.mask_every = mask, keep, mask_every
         self.batch_size, self.t_min, self.t_init, self.t_max = batch_size, t_min, t_init, t_max
-        self.ddim_steps, self.num_forget_images = ddim_steps, num_forget_images
+        self.decay, self.ddim_steps, self.num_forget_images = ema, ddim_steps, num_forget_images
 
         self.forgotten = torch.tensor(sorted(pairs), device=device)
         self.retained = torch.tensor([label for label in range(num_classes) if label not in pairs], device=device)
@@ -266,8 +261,8 @@ class Pecker:
         if due or self.mask is None:
             self.mask = self.make_mask()  # step 4
         log |= self.update_generator(retain, forget)  # steps 5, 6
-        averaged = list(self.ema.module.parameters())
-        self.average(averaged, self.weights, self.steps)  # averaged = ema * averaged + (1 - ema) * weights
+        with torch.no_grad():  # average = decay * average + (1 - decay) * weights, all tensors in one call
+            torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - self.decay)
         self.steps += 1
         return log
 

@@ -1,0 +1,125 @@
+"""How fast is a step, where does its time go, and what would its passes through the networks alone take?
+
+    python -m experiments.bench                               # half a minute on any device
+    python -m experiments.bench --data cifar10 --width 128    # the flags of train.py
+
+Times parts of a step in turns and prints medians. The networks are untrained and the pictures random: --data chooses a preset.
+"""
+
+import dataclasses
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+PEAK_BF16 = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}  # dense FLOP/s on the data sheets
+
+
+def random_data(settings):
+    """Random pictures of ten classes, of the right shape."""
+    images = torch.randint(256, (1000, 3, settings.image_size, settings.image_size), dtype=torch.uint8).to(settings.device)
+    labels = torch.arange(10, device=settings.device).repeat(100)
+    return train.Data([f"class{label}" for label in range(10)], images, labels, images, labels, settings.flip)
+
+
+def bare_passes(pecker, noisy, t, c):
+    """The passes through networks that one step without a mask refresh needs, B images for each of the two terms, and no more."""
+    B = pecker.batch_size
+    for batch in zip(noisy.split(B), t.split(B), c.split(B)):
+        with torch.no_grad():  # steps 2, 3: images; then the fake score, back to its weights
+            pecker.generator(*batch)
+        weights = list(pecker.fake_score.requires_grad_(True).parameters())
+        torch.autograd.grad(pecker.fake_score(*batch).sum(), weights)
+        pecker.fake_score.requires_grad_(False)
+    for batch in zip(noisy.split(B), t.split(B), c.split(B)):
+        images = pecker.generator(*batch)  # steps 5, 6: images; both critics, back to the images; from there to the weights
+        x = batch[0].clone().requires_grad_()
+        critics = pecker.teacher(x, *batch[1:]).sum() + pecker.fake_score(x, *batch[1:]).sum()
+        torch.autograd.grad(images, pecker.weights, torch.autograd.grad(critics, x))
+
+
+def bare_mask(pecker, noisy, t, c):
+    """The one forward and backward pass, on B images, that a mask refresh needs."""
+    B = pecker.batch_size
+    torch.autograd.grad(pecker.generator(noisy[:B], t[:B], c[:B]).sum(), pecker.weights)
+
+
+def peak_memory(device):
+    """Bytes, or None where that is not known."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if device == "cpu" and resource:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return None
+
+
+def main(argv, seconds=30):
+    _, settings = train.parse_args(argv)
+    settings = dataclasses.replace(settings, forget=("0:1",), ddim_steps=1)
+    data = random_data(settings)
+    try:
+        net = train.make_network(settings, data)
+        variants = {"kept": dict(mask_every=0), "refreshed": dict(mask_every=1), "SFD": dict(mask="none", forget_weight=0.01)}
+        peckers = {name: train.make_pecker(dataclasses.replace(settings, **flags), data, net) for name, flags in variants.items()}
+    except ValueError as error:
+        train.fail(str(error))
+    pecker, B = peckers["kept"], settings.batch_size
+    retain, forget = pecker.draw_labels(pecker.retained, B), pecker.draw_labels(pecker.forgotten, B)
+    batch = pecker.draw_noise(2 * B), pecker.draw_times(2 * B, pecker.t_min, pecker.t_max), torch.cat([retain, forget])
+    timed = {
+        "pretraining step": train.make_teacher_step(dataclasses.replace(settings, pretrain_steps=10**9), data)[0],
+        "SFD step (no mask, weight 0.01)": peckers["SFD"].step,
+        "PECKER step, mask kept": pecker.step,
+        "PECKER step, mask refreshed": peckers["refreshed"].step,
+        "  steps 2-3, fake score": lambda: pecker.update_fake_score(retain, forget),
+        "  step 4, mask": peckers["refreshed"].make_mask,
+        "  steps 5-6, generator": lambda: pecker.update_generator(retain, forget),
+        "network passes of a step, bare": lambda: bare_passes(pecker, *batch),
+        "network passes of a mask, bare": lambda: bare_mask(pecker, *batch),
+    }
+    wait = getattr(torch, settings.device).synchronize
+    times, begin = {name: [] for name in timed}, time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times["pretraining step"]) < 3:
+        for name, call in timed.items():
+            wait()
+            start = time.perf_counter()
+            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
+                call()
+            wait()
+            times[name].append(time.perf_counter() - start)
+    median = {name: float(np.median(values[1:])) for name, values in times.items()}  # the first round also warms up
+    with FlopCounterMode(display=False) as flops:
+        pecker.step()
+
+    where = train.environment(settings)
+    print(f"{where['device']}, {where['threads']} threads; medians of {len(times['pretraining step']) - 1} rounds")
+    for name, value in median.items():
+        images = settings.pretrain_batch_size if name == "pretraining step" else 2 * B
+        print(f"{name:<34}{1000 * value:10.1f} ms{images / value:10.0f} images/s")
+    step, refreshed = median["PECKER step, mask kept"], median["PECKER step, mask refreshed"]
+    bare = median["network passes of a step, bare"]
+    for name, ratio in {
+        "PECKER step, mask kept / its bare network passes": step / bare,
+        "PECKER step, mask refreshed / its bare network passes": refreshed / (bare + median["network passes of a mask, bare"]),
+        "PECKER step, mask refreshed / SFD step": refreshed / median["SFD step (no mask, weight 0.01)"],
+        "PECKER step, mask refreshed / pretraining step": refreshed / median["pretraining step"],
+    }.items():
+        print(f"{name:<56}{ratio:.3f}")
+    rate = flops.get_total_flops() / step
+    peak = next((value for name, value in PEAK_BF16.items() if name in where["device"]), None)
+    print(f"FLOP/s of a PECKER step  {rate:.3g}" + (f", {rate / peak:.1%} of the device's dense bfloat16 peak" if peak else ""))
+    if memory := peak_memory(settings.device):
+        print(f"peak memory of all this, more than one run needs  {memory / 2**30:.2f} GiB")
+
+
+if __name__ == "__main__":
+    train.run_program(main)

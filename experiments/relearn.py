@@ -1,0 +1,130 @@
+"""Does the class come back? Fine-tune each forgetful network as an ordinary diffusion model (Eq. 8) and count the steps.
+
+    python train.py                                                # a finished run, in runs/shapes
+    python -m experiments.relearn --run runs/shapes --seeds 3      # about 23 minutes on two CPU cores
+
+Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
+Ways: all weights, or only the class embedding, on pictures of the class; all weights on retained pictures. The class is back when
+the classifier sees it in half of 50 pictures at its label. The same command continues; more seeds are added to relearn.json.
+"""
+
+import argparse
+import copy
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import train
+from pecker import NoiseSchedule, generate, noise_prediction_loss, sample_ddim
+
+
+def positive(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def make_parser(text):
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.error = lambda message: train.fail(f"{message}; see --help")
+    parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of a finished run (default: runs/shapes)")
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
+    return parser
+
+
+def mean_and_spread(values, interval=False):
+    """[numbers or None] -> "mean ± standard deviation" of those that are there, and their count if some are missing; interval: or
+    ± half of the 95 % confidence interval of the mean (Student's t), a little wide for more than ten numbers."""
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return f"{there[0]:.4g}" if there else "-"
+    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(there), 10) - 2]
+    spread = np.std(there, ddof=1) * (t / len(there) ** 0.5 if interval else 1)
+    missing = f" ({len(there)}/{len(values)})" if len(there) < len(values) else ""
+    return f"{np.mean(there):.4g} ± {spread:.2g}{missing}"
+
+
+def print_rows(title, rows, columns, interval=False):
+    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table."""
+    width = max(map(len, [*rows, title])) + 2
+    print("\n" + title.ljust(width) + "".join(text.rjust(20) for text in columns.values()))
+    for name, row in rows.items():
+        print(name.ljust(width) + "".join(mean_and_spread(row[key], interval).rjust(20) for key in columns))
+
+
+def copy_cover_rows(net, pairs):
+    """The trivial baseline: the forgotten label's row of the class embedding becomes the cover's. No training at all."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for forget, cover in pairs.items():
+            net.embed_class.weight[forget] = net.embed_class.weight[cover]
+    return net
+
+
+def steps_until_back(settings, known, classifier, net, forgotten, only_embedding, limit):
+    """Fine-tune a copy on the Data `known`; look every 2 steps, up to `limit`, at 50 pictures of the labels `forgotten` (K,).
+    Returns {"ddim": step or None, "one_step": step or None}: when at least half of them were called so, in two ways to draw."""
+    net, schedule = copy.deepcopy(net).requires_grad_(True), NoiseSchedule().to(settings.device)
+    lr = 0.05 if only_embedding else settings.pretrain_lr / 10  # entries of the table are of size 1, an attacker would use it
+    optimizer = torch.optim.Adam((net.embed_class if only_embedding else net).parameters(), lr=lr)
+    noise, c = known.fixed_noise(50, seed=3), forgotten.repeat(50)[:50]
+    draws = {"ddim": functools.partial(sample_ddim, steps=settings.ddim_steps), "one_step": generate}
+    back = dict.fromkeys(draws)
+    for step in range(limit + 1):
+        for way, draw in draws.items() if step % 2 == 0 else ():
+            guess = classifier.judge(train.draw_pictures(functools.partial(draw, net, schedule), noise, c))[1].argmax(1)
+            if back[way] is None and (guess == c.cpu()).double().mean() >= 0.5:
+                back[way] = step
+        if None not in back.values():
+            break
+        loss = noise_prediction_loss(net, schedule, *known.batch(settings.pretrain_batch_size))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return back
+
+
+def main(argv):
+    parser = make_parser(__doc__)
+    parser.add_argument("--images", type=positive, default=100, help="pictures of the class to learn from (default: 100)")
+    parser.add_argument("--limit", type=positive, default=100, help="steps after which to give up (default: 100)")
+    args = parser.parse_args(argv)
+    settings, data, classifier, teacher, generators = train.load_run(args.run)
+    path, flags = args.run / "relearn.json", {"images": args.images, "limit": args.limit}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else flags | {"rows": {}}
+    if {name: found[name] for name in flags} != flags:
+        train.fail(f"{path} has --images {found['images']} --limit {found['limit']}: give the same, or rename that file")
+    pairs = train.parse_pairs(settings.forget, data.classes)
+    forgotten = torch.tensor(sorted(pairs), device=settings.device)
+    retained = ~torch.isin(data.labels, forgotten)
+    keep_only = lambda chosen: dataclasses.replace(data, images=data.images[chosen], labels=data.labels[chosen])  # noqa: E731
+
+    seed = train.read_settings(args.run)["teacher_seed"]  # so that nothing but the class is missing
+    without = dataclasses.replace(settings, seed=seed, out=args.run / "relearn" / "retrained")
+    train.open_folder("pretrain", without, keep_only(retained))
+    retrained = train.train_teacher(without, keep_only(retained))
+    plain = dataclasses.replace(settings, mask="none", forget_weight=0.0, teacher=args.run, out=args.run / "relearn" / "plain")
+    train.open_folder("unlearn", plain, data)
+    copied = copy_cover_rows(train.unlearn(plain, data, classifier, teacher)["average"], pairs)
+
+    for name, net in {"PECKER": generators["average"], "copied row": copied, "retrained teacher": retrained}.items():
+        for tuned in ("all weights", "class embedding", "all, retained images"):
+            row = found["rows"].setdefault(f"{name}; {tuned}", {"ddim": [], "one_step": []})
+            for seed in range(len(row["ddim"]), args.seeds):
+                torch.manual_seed(seed)
+                some = torch.nonzero(~retained)[torch.randperm(int((~retained).sum()))[: args.images], 0]
+                known = keep_only(retained if "retained" in tuned else some)
+                back = steps_until_back(settings, known, classifier, net, forgotten, tuned == "class embedding", args.limit)
+                print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
+                for way, values in row.items():
+                    values.append(back[way])
+                train.write_json(path, found | train.environment(settings))
+    print_rows("steps until back, mean ± std over seeds", found["rows"], {"ddim": "DDIM", "one_step": "one step"})
+
+
+if __name__ == "__main__":
+    train.run_program(main)
