@@ -38,9 +38,7 @@ import copy
 import torch
 from torch import nn
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Noise, and the network that predicts it (DDPM)
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Noise, and the network that predicts it (DDPM) ------------------------------------------------------------------
 
 
 class NoiseSchedule(nn.Module):
@@ -84,9 +82,7 @@ def noise_prediction_loss(net, schedule, x, c, t=None, noise=None):
     return noise_error(net, schedule, x, c, t, noise).mean()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Two ways to draw images
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Two ways to draw images -----------------------------------------------------------------------------------------
 
 
 def generate(generator, schedule, noise, c, t_init=440):
@@ -121,9 +117,7 @@ def sample_ddim(net, schedule, noise, c, steps):
     return x0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The two ideas: distillation loss and saliency mask
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The two ideas: distillation loss and saliency mask --------------------------------------------------------------
 
 
 def distillation_loss(x0_teacher, x0_fake, x, xi):
@@ -158,34 +152,28 @@ def saliency_mask(gradients, keep):
     return [gradient.detach().abs() >= threshold for gradient in gradients]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Algorithm 1
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Algorithm 1 -----------------------------------------------------------------------------------------------------
 
 
 class Pecker:
-    """The networks and one iteration of Algorithm 1.
+    """The networks and one iteration of Algorithm 1. ValueError for arguments that contradict each other.
 
     teacher        net(noisy, t, c) -> eps, trained with noise_prediction_loss. It is copied, never changed; in fake score
                    and generator all parameters are trained, also those that the teacher keeps fixed.
     schedule       the NoiseSchedule it was trained with
     pairs          {forgotten label: its cover label}; one class, several or a whole concept are the same to the code
-    num_classes    labels are 0..num_classes-1; those not forgotten are retained
-    image_shape    (C, H, W)
+    num_classes    labels are 0..num_classes-1; those not forgotten are retained.     image_shape: (C, H, W)
     batch_size     images per iteration of the retained classes, and as many again of the forgotten ones
     retain_weight  lambda_psi = lambda_theta in Eq. 3, 4.     forget_weight: mu_psi = mu_theta
     xi             trade-off in Eq. 7. If the images turn to noise, try 1.0.
     mask           "saliency": Eq. 10; "random": as many entries, chosen by chance; "none": all entries.
-                   mask="none" with forget_weight=0.01 is SFD.
-    keep           share of the weights that the forget gradient may change
+                   mask="none" with forget_weight=0.01 is SFD.     keep: share of the weights in the mask
     mask_every     iterations between two masks; 1: as in the paper; 0: one mask, from the teacher's weights, for all time
-    grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip]
-    ema            decay of the moving average of the generator, a step
+    grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip].     ema: decay of the average, a step
     ddim_steps     network evaluations per image of D_f, of which there are num_forget_images, at least batch_size
     seed           of everything drawn by chance; torch's global state is neither read nor changed
 
     Results: `generator` (raw weights) and `ema` (their moving average), both for generate(...) with this t_init.
-    ValueError for arguments that contradict each other.
     """
 
     def __init__(
@@ -194,12 +182,12 @@ class Pecker:
         t_max=712, grad_clip=1.0, ema=0.9999, ddim_steps=50, num_forget_images=256, seed=0,
     ):  # fmt: skip
         T = len(schedule.alpha)
-        for label in (*pairs.keys(), *pairs.values()):
-            if not 0 <= label < num_classes:
-                raise ValueError(f"label {label} is out of range: give labels in 0..{num_classes - 1}")
         if not 0 < len(pairs) < num_classes:
-            raise ValueError(f"{len(pairs)} of {num_classes} classes to forget: forget at least one, and leave at least one to retain")
+            raise ValueError(f"{len(pairs)} of {num_classes} classes to forget: give at least one and retain at least one")
         for forget, cover in pairs.items():
+            for label in (forget, cover):
+                if not 0 <= label < num_classes:
+                    raise ValueError(f"label {label} is out of range: give labels in 0..{num_classes - 1}")
             if cover in pairs:
                 raise ValueError(f"label {cover} covers {forget} but is forgotten itself: give a retained class as cover")
         if mask not in ("saliency", "random", "none"):
@@ -225,12 +213,10 @@ class Pecker:
         self.generator_optimizer = torch.optim.Adam(self.weights, lr=lr, **adam)
         self.fake_score_optimizer = torch.optim.Adam(self.fake_score.parameters(), lr=fake_score_lr, **adam)
 
-        self.schedule, self.image_shape, self.device = schedule, tuple(image_shape), device
+        self.schedule, self.image_shape, self.device, self.decay = schedule, tuple(image_shape), device, ema
         self.retain_weight, self.forget_weight, self.xi, self.grad_clip = retain_weight, forget_weight, xi, grad_clip
-        self.mask_kind, self.keep, self.mask_every = mask, keep, mask_every
-        self.batch_size, self.t_min, self.t_init, self.t_max = batch_size, t_min, t_init, t_max
-        self.decay, self.ddim_steps, self.num_forget_images = ema, ddim_steps, num_forget_images
-
+        self.mask_kind, self.keep, self.mask_every, self.num_forget_images = mask, keep, mask_every, num_forget_images
+        self.batch_size, self.ddim_steps, self.t_min, self.t_init, self.t_max = batch_size, ddim_steps, t_min, t_init, t_max
         self.forgotten = torch.tensor(sorted(pairs), device=device)
         self.retained = torch.tensor([label for label in range(num_classes) if label not in pairs], device=device)
         self.cover_of = torch.tensor([pairs.get(label, label) for label in range(num_classes)], device=device)
@@ -238,8 +224,6 @@ class Pecker:
         self.forget_images = self.forget_labels = None  # D_f, once step 4 has needed it
         self.steps = 0
         self.rng = torch.Generator(device).manual_seed(seed)
-
-    # --- everything drawn by chance ---------------------------------------------------------------------------------
 
     def draw_labels(self, labels, count):  # -> (count,)
         return labels[torch.randint(len(labels), (count,), generator=self.rng, device=self.device)]
@@ -249,8 +233,6 @@ class Pecker:
 
     def draw_noise(self, count):  # -> (count, C, H, W)
         return torch.randn(count, *self.image_shape, generator=self.rng, device=self.device, dtype=self.weights[0].dtype)
-
-    # --- the iteration ----------------------------------------------------------------------------------------------
 
     def step(self):
         """One iteration of Algorithm 1. Returns a dict of scalar tensors: the two terms of Eq. 3 and of Eq. 4."""
@@ -273,21 +255,21 @@ class Pecker:
         Paper: a time weight gamma(s) on the error of x0, not given. Here: gamma = SNR, which makes it the error of the
         noise. Because: that is the loss which trained the teacher, where the fake score starts.
         """
-        c = torch.cat([retain, forget])  # (2 B,), both terms in one batch
-        with torch.no_grad():  # here the generator only draws
-            x = generate(self.generator, self.schedule, self.draw_noise(len(c)), c, self.t_init)
-        t = self.draw_times(len(c), self.t_min, self.t_max)
+        log = {}
         self.fake_score.requires_grad_(True)
-        error = noise_error(self.fake_score, self.schedule, x, c, t, self.draw_noise(len(c))).sum(dim=(1, 2, 3))
-        retain_loss, forget_loss = error[: len(retain)].mean(), error[len(retain) :].mean()
-
-        self.fake_score_optimizer.zero_grad()
-        (self.retain_weight * retain_loss + self.forget_weight * forget_loss).backward()
+        for term, c, term_weight in (("retain", retain, self.retain_weight), ("forget", forget, self.forget_weight)):
+            with torch.no_grad():  # here the generator only draws
+                x = generate(self.generator, self.schedule, self.draw_noise(len(c)), c, self.t_init)
+            t = self.draw_times(len(c), self.t_min, self.t_max)
+            error = noise_error(self.fake_score, self.schedule, x, c, t, self.draw_noise(len(c)))
+            loss = error.sum(dim=(1, 2, 3)).mean()
+            (term_weight * loss).backward()  # adds to the gradient of the term before
+            log[f"fake_score_{term}_loss"] = loss.detach()
         nn.utils.clip_grad_value_(self.fake_score.parameters(), self.grad_clip)
         self.fake_score_optimizer.step()
         self.fake_score_optimizer.zero_grad()
         self.fake_score.requires_grad_(False)
-        return {"fake_score_retain_loss": retain_loss.detach(), "fake_score_forget_loss": forget_loss.detach()}
+        return log
 
     def make_mask(self):
         """Step 4: one bool tensor per weight tensor, True where the forget gradient may act. Eq. 8-10."""
@@ -306,10 +288,8 @@ class Pecker:
         """
         if self.forget_images is None:
             self.forget_labels = self.draw_labels(self.forgotten, self.num_forget_images)
-            noise = self.draw_noise(self.num_forget_images)
-            batches = zip(noise.split(self.batch_size), self.forget_labels.split(self.batch_size))
-            draw = [sample_ddim(self.teacher, self.schedule, n, c, self.ddim_steps) for n, c in batches]
-            self.forget_images = torch.cat(draw)
+            parts = zip(self.draw_noise(self.num_forget_images).split(self.batch_size), self.forget_labels.split(self.batch_size))
+            self.forget_images = torch.cat([sample_ddim(self.teacher, self.schedule, *part, self.ddim_steps) for part in parts])
         chosen = torch.randperm(self.num_forget_images, generator=self.rng, device=self.device)[: self.batch_size]
         x, c = self.forget_images[chosen], self.forget_labels[chosen]
         t = self.draw_times(len(x), 0, len(self.schedule.alpha))
@@ -320,36 +300,26 @@ class Pecker:
         """Labels (B,), (B,). Steps 5, 6: one Adam step on  retain_weight * grad L_retain + mask * forget_weight * grad L_forget.
 
         L_retain: the teacher is asked for the label that the generator was asked for. L_forget: the generator is asked
-        for the forgotten label, the teacher for its cover. Eq. 4, 7.
+        for the forgotten label, the teacher for its cover. Eq. 4, 7. Term by term, which needs half the memory.
         """
-        x_retain = generate(self.generator, self.schedule, self.draw_noise(len(retain)), retain, self.t_init)
-        x_forget = generate(self.generator, self.schedule, self.draw_noise(len(forget)), forget, self.t_init)
-
-        x = torch.cat([x_retain, x_forget])  # (2 B, C, H, W)
-        c_fake = torch.cat([retain, forget])  # what the generator was asked for
-        c_teacher = torch.cat([retain, self.cover_of[forget]])  # what it should draw
-        t = self.draw_times(len(x), self.t_min, self.t_max)
-        noisy = self.schedule.add_noise(x, t, self.draw_noise(len(x)))
-        x0_teacher = self.schedule.predict_x0(noisy, t, self.teacher(noisy, t, c_teacher))
-        x0_fake = self.schedule.predict_x0(noisy, t, self.fake_score(noisy, t, c_fake))
-
-        B = len(retain)
-        retain_loss = distillation_loss(x0_teacher[:B], x0_fake[:B], x[:B], self.xi)
-        forget_loss = distillation_loss(x0_teacher[B:], x0_fake[B:], x[B:], self.xi)
-
-        # Back to the images in one pass: the gradient runs through x itself AND through the inputs of both frozen
-        # networks. Then from the images to the weights, each term on its own, because only one of them is masked.
-        at_images = torch.autograd.grad(retain_loss + forget_loss, [x_retain, x_forget])
-        retain_gradient = torch.autograd.grad(x_retain, self.weights, at_images[0], materialize_grads=True)
-        forget_gradient = torch.autograd.grad(x_forget, self.weights, at_images[1], materialize_grads=True)
-        for weight, g_retain, g_forget, m in zip(self.weights, retain_gradient, forget_gradient, self.mask, strict=True):
-            weight.grad = self.retain_weight * g_retain + m * (self.forget_weight * g_forget)
+        log, gradients = {}, []
+        terms = ("retain", retain, retain, self.retain_weight), ("forget", forget, self.cover_of[forget], self.forget_weight)
+        for term, c_fake, c_teacher, term_weight in terms:
+            x = generate(self.generator, self.schedule, self.draw_noise(len(c_fake)), c_fake, self.t_init)
+            t = self.draw_times(len(x), self.t_min, self.t_max)
+            noisy = self.schedule.add_noise(x, t, self.draw_noise(len(x)))
+            x0_teacher = self.schedule.predict_x0(noisy, t, self.teacher(noisy, t, c_teacher))
+            x0_fake = self.schedule.predict_x0(noisy, t, self.fake_score(noisy, t, c_fake))
+            loss = distillation_loss(x0_teacher, x0_fake, x, self.xi)
+            # To the generator's weights, through x itself AND through the inputs of both frozen networks.
+            gradients.append(torch.autograd.grad(term_weight * loss, self.weights, materialize_grads=True))
+            log[f"{term}_loss"] = loss.detach()
+        for weight, g_retain, g_forget, m in zip(self.weights, *gradients, self.mask, strict=True):
+            weight.grad = g_retain + m * g_forget
         nn.utils.clip_grad_value_(self.weights, self.grad_clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
-        return {"retain_loss": retain_loss.detach(), "forget_loss": forget_loss.detach()}
-
-    # --- stopping and continuing ------------------------------------------------------------------------------------
+        return log
 
     MODULES = ("fake_score", "generator", "ema", "fake_score_optimizer", "generator_optimizer")
     VALUES = ("mask", "forget_images", "forget_labels", "steps")
