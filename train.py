@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import copy
 import dataclasses
-import filecmp
 import functools
 import io
 import json
@@ -101,6 +100,7 @@ CIFAR10 = Settings(
 STL10 = dataclasses.replace(CIFAR10, image_size=64, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128)
 PRESETS = {"shapes": Settings(), "cifar10": CIFAR10, "stl10": STL10, "folder": CIFAR10}
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+GROUP_OF = {name: field.metadata["group"] for name, field in FIELDS.items()}
 
 
 def fail(message):
@@ -122,19 +122,13 @@ def in_words(value):
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def in_groups(flags, groups):
-    """Those of the flags {name: value} that belong to one of the groups."""
-    return {name: value for name, value in flags.items() if FIELDS[name].metadata["group"] in groups}
-
-
 def make_parser():
     """The fields of Settings as flags. None has a default here: what is not given comes from a run folder or the preset."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
     parser.add_argument("stage", nargs="?", choices=STAGES, default="all", help="(default: all)")
-    groups = {field.metadata["group"]: None for field in FIELDS.values()}
-    groups = {group: parser.add_argument_group(group) for group in groups}
+    groups = {group: parser.add_argument_group(group) for group in dict.fromkeys(GROUP_OF.values())}
     for name, field in FIELDS.items():
         group, text, limits, more = field.metadata.values()
         values = {preset: in_words(getattr(settings, name)) for preset, settings in PRESETS.items()}
@@ -159,10 +153,10 @@ def parse_args(argv):
         given[name] = tuple(value) if isinstance(value, list) else value
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
     if saved := read_settings(given["out"]):
-        found |= in_groups(saved["flags"], STAGES[stage]) | {"bf16": saved["flags"]["bf16"]}
+        found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in STAGES[stage] or name == "bf16"}
     if "teacher" in given:
         shared = read_settings(given["teacher"]) or fail(f"--teacher {given['teacher']} holds no run: give a finished one")
-        found |= in_groups(shared["flags"], ("data", "classifier", "teacher"))
+        found |= {name: value for name, value in shared["flags"].items() if GROUP_OF[name] in ("data", "classifier", "teacher")}
     preset = PRESETS.get(given.get("data", found["data"]), PRESETS["folder"])
     return stage, dataclasses.replace(preset, **found | {"teacher": None, "device": preset.device, "save_every": 0} | given)
 
@@ -256,7 +250,7 @@ def load_data(settings):
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
         loaded = [draw_shapes(1000, 0, size), draw_shapes(200, 1, size)]
     else:
-        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} or a folder with a folder of pictures per class"):
+        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} (--data-dir) or a folder with a folder per class"):
             if name in SOURCES:
                 sets = [SOURCES[name][0](settings.data_dir, download=True, **part) for part in SOURCES[name][1:]]
             else:
@@ -282,22 +276,18 @@ def load_data(settings):
 
 def parse_pairs(words, classes):
     """("A:B", ...) -> {label of A: label of B}: class names, numbers, or concepts: red:blue covers every red-X by blue-X."""
-
-    def find(word):
-        if word not in classes and not (word.isdecimal() and int(word) < len(classes) and not any(map(str.isdecimal, classes))):
-            fail(f"--forget: there is no class {word}; give a name of {', '.join(classes)} or a number 0..{len(classes) - 1}")
-        return classes.index(word) if word in classes else int(word)
-
-    pairs = {}
+    numbers = {} if any(map(str.isdecimal, classes)) else {str(label): label for label in range(len(classes))}
+    labels, pairs = numbers | {name: label for label, name in enumerate(classes)}, {}
     for word in words:
-        forget, colon, cover = word.partition(":")
-        if not (forget and colon and cover):
-            fail(f"--forget {word} is not of the form A:B (forget A, draw B instead): give for example {':'.join(classes[:2])}")
-        concept = [] if forget in classes else [name for name in classes if forget in name.split("-")]
-        renamed = ["-".join(cover if part == forget else part for part in name.split("-")) for name in concept]
-        for a, b in zip(concept or [forget], renamed or [cover]):
-            if pairs.setdefault(find(a), find(b)) != find(b):
-                fail(f"--forget gives {a} two covers, {classes[pairs[find(a)]]} and {b}: give one")
+        with explained(f"--forget {word}", f"give A:B, forget A and draw B instead, of {', '.join(classes)} or their numbers"):
+            forget, cover = word.split(":")
+            concept = [] if forget in labels else [name for name in classes if forget in name.split("-")]
+            for name in concept or [forget]:
+                other = "-".join(cover if part == forget else part for part in name.split("-")) if concept else cover
+                if not {name, other} <= labels.keys():
+                    raise ValueError(f"there is no class {name if name not in labels else other}")
+                if pairs.setdefault(labels[name], labels[other]) != labels[other]:
+                    raise ValueError(f"{name} has two covers")
     return pairs
 
 
@@ -451,7 +441,8 @@ def read_settings(folder):
             return None
         saved = json.loads(path.read_text(encoding="utf-8"))
         flags = {name: value if value is None else FIELDS[name].type(value) for name, value in saved["flags"].items()}
-        return saved | {"flags": vars(Settings(**flags)), "begun": list(saved["begun"]), "classes": list(saved["classes"])}
+        lists = {name: list(saved[name]) for name in ("begun", "classes")}
+        return saved | {"flags": vars(Settings(**flags)), "teacher_seed": int(saved["teacher_seed"])} | lists
 
 
 def load_product(folder, stage, settings, data):
@@ -464,6 +455,7 @@ def load_product(folder, stage, settings, data):
         saved = torch.load(folder / file, map_location="cpu", weights_only=True)  # a pickle that wants to run code is refused
         for key, net in nets.items():
             net.load_state_dict(saved[key])
+        float(saved["seconds"])
     return nets
 
 
@@ -476,24 +468,26 @@ def check(stage, settings, data):
     home, out = settings.teacher or settings.out, settings.out
     needed = {"unlearn": 2, "evaluate": 3, "sample": 3}.get(stage, 2 if settings.teacher else 0)
     for product, (file, *_) in [*PRODUCTS.items()][:needed]:
-        path = (out if product == "pecker" else home) / file
+        path, command = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
         if not path.exists():
-            command = "unlearn" if product == "pecker" else "pretrain"
             fail(f"{path} is missing: run `python train.py {command}` for its folder to the end, or give another folder")
-        if (out / file).exists() and not filecmp.cmp(path, out / file, shallow=False):
+        if (out / file).exists() and (out / file).read_bytes() != path.read_bytes():
             fail(f"{out} was made from another {product} than {path}: leave --teacher out, or give another --out")
     for folder in {home, out}:
-        found = read_settings(folder) or {"begun": []}
-        groups = ("data", "run", *found["begun"]) if folder == out else ("data", "classifier", "teacher")
-        words, now = [], vars(settings)
-        for name, value in in_groups(found.get("flags", {}), groups).items():
-            if value != now[name]:
-                words.append(f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})")
-        words += [f"the classes {', '.join(found['classes'])}"] if found.get("classes", data.classes) != data.classes else []
-        if words and found["begun"]:
+        if not (found := read_settings(folder)) or not found["begun"]:
+            continue
+        groups, now = ("data", "run", *found["begun"]) if folder == out else ("data", "classifier", "teacher"), vars(settings)
+        was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
+        words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
+        words += [f"the classes {', '.join(found['classes'])}"] if found["classes"] != data.classes else []
+        if words:
             fail(f"{folder} was made with {', '.join(words)}: give the same to continue, or another --out for a new run")
         for product in PRODUCTS:
             load_product(folder, product, settings, data)
+    with explained(f"log.jsonl or metrics.json in {out} is damaged", "delete it, or give another --out"):
+        [line["stage"] for line in read_log(out)]
+        if (out / "metrics.json").exists():
+            json.loads((out / "metrics.json").read_text(encoding="utf-8"))["generator"]["images"]
 
 
 def open_folder(stage, settings, data):
@@ -502,11 +496,14 @@ def open_folder(stage, settings, data):
     if stage in ("evaluate", "sample"):
         return
     settings.out.mkdir(parents=True, exist_ok=True)
-    new = {"begun": [], "teacher_seed": settings.seed}
+    saved = read_settings(settings.out)
+    if not saved or not saved["begun"]:
+        saved = {"begun": [], "teacher_seed": settings.seed}
     if settings.teacher:
-        new = {"begun": ["classifier", "teacher"], "teacher_seed": read_settings(settings.teacher)["teacher_seed"]}
-    saved = (read_settings(settings.out) or new) | {"flags": vars(settings), "classes": data.classes} | environment(settings)
-    write_json(settings.out / "settings.json", saved)
+        seed, begun = read_settings(settings.teacher)["teacher_seed"], ["classifier", "teacher", *saved["begun"]]
+        saved |= {"begun": [*dict.fromkeys(begun)], "teacher_seed": seed}
+    new = {"flags": vars(settings), "classes": data.classes} | environment(settings)
+    write_json(settings.out / "settings.json", saved | new)
     for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
         write(settings.out / name, lambda file: file.write((settings.teacher / name).read_bytes()))
 
@@ -552,6 +549,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     """
     if finished := load_product(settings.out, stage, settings, data):
+        print(f"{stage}: finished", flush=True)
         return finished
     path, log = settings.out / "resume.pt", settings.out / "log.jsonl"
     chance = [torch] if settings.device == "cpu" else [torch, getattr(torch, settings.device)]  # what has a random state
@@ -729,15 +727,13 @@ def unlearn(settings, data, classifier, teacher):
 
 
 def steps_to_forget(curve):
-    """The first step of a curve (log lines of one kind of weights) from which on the class stays forgotten, or None: unlearning
-    accuracy >= 0.95 and cover share >= 0.90, with the retain accuracy within 2 points of its last value."""
-    first = None
-    for line in reversed(curve):
-        near = abs(line["retain_accuracy"] - curve[-1]["retain_accuracy"]) <= 0.02
-        if not (line["unlearning_accuracy"] >= 0.95 and line["cover_share"] >= 0.90 and near):
-            break
-        first = line["step"]
-    return first
+    """The first step of a curve, log lines of one kind of weights, from which on the class stays forgotten, or None.
+
+    Forgotten: unlearning accuracy >= 0.95, cover share >= 0.90, retain accuracy within 2 points of its last value.
+    """
+    near = lambda line: abs(line["retain_accuracy"] - curve[-1]["retain_accuracy"]) <= 0.02  # noqa: E731
+    good = [line["unlearning_accuracy"] >= 0.95 and line["cover_share"] >= 0.90 and near(line) for line in curve]
+    return next((line["step"] for i, line in enumerate(curve) if all(good[i:])), None)
 
 
 HIGHER = ("unlearning_accuracy", "cover_share", "retain_accuracy", "inception_score", "precision", "recall")  # is better
@@ -775,7 +771,7 @@ def evaluate(settings, data, classifier, teacher, generators):
         seconds[stage] = torch.load(settings.out / file, map_location="cpu", weights_only=True)["seconds"]
     metrics["settings"] = environment(settings) | {
         "classifier_accuracy": accuracy, "classifier_features": real_features.shape[1], "real_images": len(data.test_labels),
-        "seconds": seconds, "flags": in_groups(vars(settings), ("data", "classifier", "teacher", "pecker", "run")),
+        "seconds": seconds, "flags": {name: value for name, value in vars(settings).items() if GROUP_OF[name] != "place"},
         "teacher_seed": read_settings(settings.out)["teacher_seed"],
     }  # fmt: skip
     order = dict.fromkeys([*pairs, *pairs.values(), *range(len(data.classes))])  # where there are many classes: those that matter
