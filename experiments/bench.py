@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from pecker import NoiseSchedule, noise_prediction_loss
 
 try:
     import resource
@@ -29,6 +30,19 @@ def random_data(settings):
     images = torch.randint(256, (1000, 3, settings.image_size, settings.image_size), dtype=torch.uint8).to(settings.device)
     labels = torch.arange(10, device=settings.device).repeat(100)
     return train.Data([f"class{label}" for label in range(10)], images, labels, images, labels, settings.flip)
+
+
+def make_pretraining_step(settings, data):
+    net, schedule = train.make_network(settings, data), NoiseSchedule().to(settings.device)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+
+    def step():
+        loss = noise_prediction_loss(net, schedule, *data.batch(settings.pretrain_batch_size))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def bare_passes(pecker, noisy, t, c):
@@ -47,36 +61,27 @@ def bare_passes(pecker, noisy, t, c):
         torch.autograd.grad(images, pecker.weights, torch.autograd.grad(critics, x))
 
 
-def bare_mask(pecker, noisy, t, c):
-    """The one forward and backward pass, on B images, that a mask refresh needs."""
-    B = pecker.batch_size
-    torch.autograd.grad(pecker.generator(noisy[:B], t[:B], c[:B]).sum(), pecker.weights)
-
-
 def peak_memory(device):
     """Bytes, or None where that is not known."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    if device == "cpu" and resource:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return None
+    return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main(argv, seconds=30):
     _, settings = train.parse_args(argv)
     settings = dataclasses.replace(settings, forget=("0:1",), ddim_steps=1)
     data = random_data(settings)
-    try:
+    with train.explained("these flags do not go together", "see python train.py --help"):
         net = train.make_network(settings, data)
         variants = {"kept": dict(mask_every=0), "refreshed": dict(mask_every=1), "SFD": dict(mask="none", forget_weight=0.01)}
         peckers = {name: train.make_pecker(dataclasses.replace(settings, **flags), data, net) for name, flags in variants.items()}
-    except ValueError as error:
-        train.fail(str(error))
     pecker, B = peckers["kept"], settings.batch_size
     retain, forget = pecker.draw_labels(pecker.retained, B), pecker.draw_labels(pecker.forgotten, B)
     batch = pecker.draw_noise(2 * B), pecker.draw_times(2 * B, pecker.t_min, pecker.t_max), torch.cat([retain, forget])
+    few = [part[:B] for part in batch]
     timed = {
-        "pretraining step": train.make_teacher_step(dataclasses.replace(settings, pretrain_steps=10**9), data)[0],
+        "pretraining step": make_pretraining_step(settings, data),
         "SFD step (no mask, weight 0.01)": peckers["SFD"].step,
         "PECKER step, mask kept": pecker.step,
         "PECKER step, mask refreshed": peckers["refreshed"].step,
@@ -84,7 +89,7 @@ def main(argv, seconds=30):
         "  step 4, mask": peckers["refreshed"].make_mask,
         "  steps 5-6, generator": lambda: pecker.update_generator(retain, forget),
         "network passes of a step, bare": lambda: bare_passes(pecker, *batch),
-        "network passes of a mask, bare": lambda: bare_mask(pecker, *batch),
+        "network passes of a mask, bare": lambda: torch.autograd.grad(pecker.generator(*few).sum(), pecker.weights),
     }
     wait = getattr(torch, settings.device).synchronize
     times, begin = {name: [] for name in timed}, time.perf_counter()
