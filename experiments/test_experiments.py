@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import train
-from experiments import bench, compare, relearn, tour
+from experiments import bench, compare, planted_bugs, relearn, tour
 from pecker import NoiseSchedule, Pecker
 from unet import UNet
 
@@ -220,3 +220,25 @@ def test_the_tour_ends_with_its_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tour.main(teacher_steps=2, pecker_steps=1)
     assert Path("runs/tour.png").stat().st_size > 1000
+
+
+def test_planted_bugs_are_small_changes_of_code_and_of_nothing_else():
+    source = 'LIMIT = 3\n\n\ndef f(x):\n    """2 < 3"""\n    if x.flag and x.y:\n        raise ValueError("no " * 4)\n'
+    found = list(planted_bugs.sites(source + "    x.step()\n    return g(x < 5, -x[1:])\n"))
+    changes = {(old, new) for _, old, new, _ in found}
+    assert changes >= {("x < 5", "x <= 5"), ("5", "6"), ("x.flag and x.y", "x.flag or x.y"), ("x.step()", "pass")}
+    assert changes >= {("g(x < 5, -x[1:])", "g(-x[1:], x < 5)"), ("x.flag and x.y", "not (x.flag and x.y)"), ("1:", ":")}
+    assert all(text in planted for text in ("LIMIT = 3\n", "2 < 3", '"no " * 4') for *_, planted in found)
+
+
+def test_planted_bugs_are_caught_or_survive(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.py").write_text("def seen(a):\n    return a + a\n\n\ndef unseen(a):\n    return a < a\n")
+    (tmp_path / "test_pecker.py").write_text("from toy import seen\n\n\ndef test_seen():\n    assert seen(2) == 4\n")
+    planted_bugs.main(["--files", "toy.py"])
+    printed = capsys.readouterr().out
+    assert "caught by test_pecker.py::test_seen:  toy.py:2  a + a -> a - a\n" in printed
+    assert "all: 1 of 3 caught\nsurvivors:\n" in printed and printed.count("toy.py:6  a < a -> a ") == 4
+    (tmp_path / "test_pecker.py").write_text("def test_red():\n    assert False\n")
+    with pytest.raises(SystemExit):
+        planted_bugs.main(["--files", "toy.py"])
