@@ -451,14 +451,24 @@ def stage(monkeypatch):
 
 
 def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
-    flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep 0.25 --xi -1 --seed 1 --bf16"
+    flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16 --device cpu"
     given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
-    expected = vars(train.CIFAR10) | given | dict(bf16=True, out=Path("runs/photos"))
+    expected = vars(train.CIFAR10) | given | dict(bf16=True, out=Path("runs/photos"), device="cpu")
     assert train.parse_args(flags.split()) == ("all", train.Settings(**expected))
     assert train.parse_args(["--data", "."])[1].out == Path("runs", Path.cwd().name)
     status, printed, _ = run("--help")
     assert status == 0 and all(f"--{name.replace('_', '-')} " in printed for name in expected)
     assert "(default: 150; cifar10: 4000; stl10: 4000; folder: 4000)" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("capability, fast", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_for_cards_that_have_it(capability, fast, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    out = ["--out", str(tmp_path / "out")]
+    assert train.parse_args(out)[1].bf16 is fast and train.parse_args(out)[1].device == "cuda"
+    if not fast:
+        refused([*out, "--bf16"], "--bf16 needs", folder=tmp_path)
 
 
 BAD = """
@@ -528,9 +538,9 @@ def test_a_folder_of_pictures_of_any_8_bit_mode_and_size_becomes_squares(tmp_pat
 def test_bad_picture_folders_are_refused_by_name(tmp_path):
     cat, dog = tmp_path / "data" / "cat", tmp_path / "data" / "dog"
     no = functools.partial(refused, [*TINY, "--data", cat.parent, "--forget", "0:1", "--out", tmp_path / "out"], folder=tmp_path)
-    no("a folder with a folder per class")
+    no("a folder of pictures per class")
     picture(cat / "1.png"), picture(cat / "2.png")
-    no("one class: give at least two")
+    no("one class")
     picture(dog / "1.png")
     no("class dog", "one picture")
     PIL.Image.fromarray(np.full((9, 9), 60000, np.uint16)).save(dog / "2.png")

@@ -17,19 +17,16 @@ import functools
 import io
 import json
 import math
-import os
 import platform
 import signal
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
 import torch
 import torchvision
+from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -40,12 +37,11 @@ from unet import UNet
 
 # --- settings: a field is a flag of the command line -----------------------------------------------------------------
 
-# What a command takes from its run folder, by groups of settings; the rest it is given, or is the preset's. A folder is bound
-# to a group once that stage has begun in it, to "data" and "run" with the first stage, to "place" never.
-STAGES = {"all": (), "pretrain": ("pecker",), "unlearn": ("data", "classifier", "teacher", "run", "place")}
-STAGES |= dict.fromkeys(("evaluate", "sample"), ("data", "classifier", "teacher", "pecker", "run", "place"))
-HAVE = {"cuda": torch.cuda.is_available(), "cpu": True, "mps": torch.backends.mps.is_available()}
-DEVICES = [name for name in HAVE if HAVE[name]]  # the first is the default
+# What a command takes from its run folder, by groups of settings; the rest it is given, or is the preset's. A folder is bound to
+# a group once that stage has begun in it, to "data", "run" and "precision" with the first stage, to "place" never.
+STAGES = {"all": ("precision",), "pretrain": ("precision", "pecker")}
+STAGES["unlearn"] = ("data", "classifier", "teacher", "run", "precision", "place")
+STAGES["evaluate"] = STAGES["sample"] = (*STAGES["unlearn"], "pecker")
 
 
 def flag(default, group, text, limits=None, **argparse_arguments):
@@ -83,12 +79,12 @@ class Settings:
     ema_half_life: float = flag(10.0, "pecker", "steps in which the moving average forgets half of the past", (1e-3, 1e9))
     ddim_steps: int = flag(20, "pecker", "network evaluations for one picture by the teacher", (1, 1000))
     seed: int = flag(0, "run", "of everything but the data", (0, 2**31))
-    bf16: bool = flag(None, "run", "networks in bfloat16, losses in float32 (default: on cuda)")
+    bf16: bool = flag(None, "precision", "networks in bfloat16 (default: on CUDA cards from compute capability 8.0 on)")
     images: int = flag(100, "place", "pictures drawn of each class, to measure or as samples", (1, 10**5))
     teacher: Path = flag(None, "place", "take classifier and teacher from this run folder", metavar="FOLDER")
     out: Path = flag(None, "place", "run folder (default: runs/DATA)", metavar="FOLDER")
     data_dir: Path = flag(Path("data"), "place", "where cifar10 and stl10 lie or go", metavar="FOLDER")
-    device: str = flag(DEVICES[0], "place", "cuda, cpu or mps", choices=DEVICES)
+    device: str = flag(None, "place", "(default: cuda if there is one, else cpu)", choices=("cuda", "cpu", "mps"))
     save_every: int = flag(0, "place", "steps between two saves of the progress, 0: one a minute", (0, 10**8))
 
 
@@ -133,8 +129,8 @@ def make_parser():
         group, text, limits, more = field.metadata.values()
         values = {preset: in_words(getattr(settings, name)) for preset, settings in PRESETS.items()}
         if values["shapes"] != "None":
-            others = [f"; {preset}: {value}" for preset, value in values.items() if value != values["shapes"]]
-            text += f" (default: {values['shapes']}{''.join(others) if name != 'data' else ''})"
+            others = [f"; {preset}: {value}" for preset, value in values.items() if value != values["shapes"] and name != "data"]
+            text += f" (default: {values['shapes']}{''.join(others)})"
         kind = (int if limits else str) if field.type is tuple else field.type
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
         groups[group].add_argument("--" + name.replace("_", "-"), help=text, **how, **more)
@@ -145,20 +141,25 @@ def parse_args(argv):
     """The command line -> stage, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
     or teacher; from the run folder, if the stage takes it from there; else from the preset of the data."""
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
-    stage, found = given.pop("stage"), {"data": "shapes", "bf16": given.get("device", FIELDS["device"].default) == "cuda"}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")
+    if not there[device]:
+        fail(f"--device {device} is not available here: give cpu")
+    fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
+    if device == "cuda" and given.get("bf16") and not fast:
+        fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
+    stage, found = given.pop("stage"), {"data": "shapes", "bf16": fast}
     for name, value in given.items():
         values, limits = value if isinstance(value, list) else [value], FIELDS[name].metadata["limits"]
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
             fail(f"--{name.replace('_', '-')} must be in [{limits[0]}, {limits[1]}], not {in_words(values)}")
         given[name] = tuple(value) if isinstance(value, list) else value
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
-    if saved := read_settings(given["out"]):
-        found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in STAGES[stage] or name == "bf16"}
-    if "teacher" in given:
-        shared = read_settings(given["teacher"]) or fail(f"--teacher {given['teacher']} holds no run: give a finished one")
-        found |= {name: value for name, value in shared["flags"].items() if GROUP_OF[name] in ("data", "classifier", "teacher")}
+    for folder, taken in (given["out"], STAGES[stage]), (given.get("teacher"), ("data", "classifier", "teacher")):
+        if folder and (saved := read_settings(folder)):
+            found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken}
     preset = PRESETS.get(given.get("data", found["data"]), PRESETS["folder"])
-    return stage, dataclasses.replace(preset, **found | {"teacher": None, "device": preset.device, "save_every": 0} | given)
+    return stage, dataclasses.replace(preset, **found | {"teacher": None, "save_every": 0} | given)
 
 
 # --- data: one uint8 tensor on the device; [-1, 1] inside networks ---------------------------------------------------
@@ -200,10 +201,7 @@ SHAPES = ("disc", "ring", "cross", "bars", "triangle")
 
 
 def draw_shapes(per_class, seed, size=16):
-    """The embedded data set: red and blue shapes on grey, (10 * per_class, 3, size, size) uint8, and labels.
-
-    Position, size, colour and background vary. A pixel is covered where the signed distance to the edge is negative.
-    """
+    """Red and blue shapes on grey, of varied place, size and colours -> (10 * per_class, 3, size, size) uint8, labels (N,)."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(COLOURS) * len(SHAPES)), per_class)
     vary = functools.partial(rng.uniform, size=(len(labels), 1, 1))
@@ -212,16 +210,14 @@ def draw_shapes(per_class, seed, size=16):
     x, y = columns - vary(6.5 * unit, 8.5 * unit), rows - vary(6.5 * unit, 8.5 * unit)  # (N, size, size), from the centre
     r = vary(5.0 * unit, 6.5 * unit)  # half the height of the shape
     radius, across, along = np.hypot(x, y), abs(x), abs(y)
-    distance = np.choose(
-        (labels % len(SHAPES))[:, None, None],
-        [
-            radius - r,
-            abs(radius - 0.75 * r) - 0.25 * r,
-            np.maximum(np.minimum(across, along) - 0.3 * r, np.maximum(across, along) - r),
-            np.maximum(abs(along - 0.65 * r) - 0.35 * r, across - r),
-            np.maximum(y - 0.8 * r, 0.894 * across - 0.447 * (y + r)),
-        ],
-    )
+    distances = [  # of each pixel to the edge; it is covered where that is negative
+        radius - r,
+        abs(radius - 0.75 * r) - 0.25 * r,
+        np.maximum(np.minimum(across, along) - 0.3 * r, np.maximum(across, along) - r),
+        np.maximum(abs(along - 0.65 * r) - 0.35 * r, across - r),
+        np.maximum(y - 0.8 * r, 0.894 * across - 0.447 * (y + r)),
+    ]
+    distance = np.choose((labels % len(SHAPES))[:, None, None], distances)
     covered = np.clip(0.5 - distance, 0, 1)[:, None]  # (N, 1, size, size)
     colour = np.array(list(COLOURS.values()))[labels // len(SHAPES)] + rng.uniform(-0.1, 0.1, (len(labels), 3))
     background = rng.uniform(0.4, 0.6, (len(labels), 1, 1, 1))
@@ -229,15 +225,13 @@ def draw_shapes(per_class, seed, size=16):
     return torch.from_numpy((images * 255).round().clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
 
 
-SOURCES = {
-    "cifar10": (torchvision.datasets.CIFAR10, {"train": True}, {"train": False}),
-    "stl10": (torchvision.datasets.STL10, {"split": "train"}, {"split": "test"}),
-}
+# The data sets of torchvision, and what their second argument says of the part to train on and the part to test with.
+SOURCES = {"cifar10": (torchvision.datasets.CIFAR10, True, False), "stl10": (torchvision.datasets.STL10, "train", "test")}
 
 
 def read_picture(path):
     """A picture file with 8 bits a channel -> PIL picture; how ImageFolder reads."""
-    with explained(f"{path} cannot be read as a picture", "convert, repair or remove it"), PIL.Image.open(path) as picture:
+    with explained(f"{path} cannot be read as a picture", "convert, repair or remove it"), Image.open(path) as picture:
         if picture.mode[0] in "IF":
             raise ValueError("it has more than 8 bits a channel")
         return picture.convert("RGB")
@@ -245,20 +239,22 @@ def read_picture(path):
 
 def load_data(settings):
     """The Data that the settings name, on their device. Of a folder without train/ and test/ a random tenth is for testing."""
-    size, root, name = settings.image_size, Path(settings.data), settings.data
+    size, name = settings.image_size, settings.data
     if name == "shapes":
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
         loaded = [draw_shapes(1000, 0, size), draw_shapes(200, 1, size)]
     else:
-        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} (--data-dir) or a folder with a folder per class"):
+        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} or a folder with a folder of pictures per class"):
             if name in SOURCES:
-                sets = [SOURCES[name][0](settings.data_dir, download=True, **part) for part in SOURCES[name][1:]]
+                source, *parts = SOURCES[name]
+                sets = [source(settings.data_dir, part, download=True) for part in parts]
             else:
-                parts = [root / "train", root / "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [root]
+                parts = [Path(name, "train"), Path(name, "test")]
+                parts = parts if all(part.is_dir() for part in parts) else [name]
                 sets = [torchvision.datasets.ImageFolder(part, loader=read_picture) for part in parts]
-            if len({tuple(part.classes) for part in sets}) > 1:
-                raise ValueError("train and test have different classes")
-        classes = list(sets[0].classes)
+            classes = list(sets[0].classes)
+            if len(classes) < 2 or classes != sets[-1].classes:
+                raise ValueError("it has only one class, or train and test have different classes")
         square = lambda x: resize(center_crop(x, [min(x.shape[1:])]), [size, size], antialias=True)  # noqa: E731
         pictures = [[(square(pil_to_tensor(picture)), label) for picture, label in part] for part in sets]
         loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in pictures)]
@@ -270,7 +266,7 @@ def load_data(settings):
         loaded = [(images[train], labels[train]), (images[test], labels[test])]
     for label, name in enumerate(classes):
         if any(label not in labels for _, labels in loaded):
-            fail(f"class {name} of --data {root} has one picture: give at least two, one is kept for testing")
+            fail(f"class {name} of --data {settings.data} has one picture: give at least two, one is kept for testing")
     return Data(classes, *(x.to(settings.device) for part in loaded for x in part), settings.flip)
 
 
@@ -320,13 +316,13 @@ class Classifier(nn.Module):
 def frechet_distance(real, fake):
     """|mean difference|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2)) of two sets of features (N, D), (M, D). Heusel et al. 2017.
 
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric R C_f R, R = C_r^(1/2).
     ValueError with fewer images than features, where the covariance would be singular.
     """
     real, fake = real.double(), fake.double()
     if min(len(real), len(fake)) <= real.shape[1]:
         raise ValueError(f"{min(len(real), len(fake))} images are too few for {real.shape[1]} features: give more images")
     covariance_real, covariance_fake = real.T.cov(), fake.T.cov()
+    # The trace of the root is the sum of the roots of the eigenvalues of the symmetric R C_f R, R = C_r^(1/2).
     values, vectors = torch.linalg.eigh(covariance_real)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ covariance_fake @ root).clamp(min=0).sqrt().sum()
@@ -343,13 +339,12 @@ def inception_score(probabilities):
 def precision_recall(real, fake, k=3):
     """Features (N, D), (M, D) -> share of fake images among the real ones, share of real among the fake. 1904.06991.
 
-    A point is among a set if it is nearer to some member than that member's k-th nearest neighbour in the set.
     ValueError unless there are more than k images of each kind.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall need more than {k} images of each kind")
 
-    def share_inside(points, members):
+    def share_inside(points, members):  # of those nearer to some member than its k-th nearest neighbour among the members
         radius = torch.cdist(members, members).kthvalue(k + 1, dim=1).values  # the nearest one is the point itself
         return (torch.cdist(points, members) <= radius).any(dim=1).double().mean().item()
 
@@ -365,8 +360,8 @@ def draw_pictures(draw, noise, c):
 def measure(data, classifier, real_features, pairs, draw, labels, network_evaluations, seed=0, curve=False):
     """Draw an image for each of `labels` (N,) by draw(noise, c) -> {figure: value}; experiments/README.md explains them.
 
-    real_features: classifier.judge(data.test_images)[0], made once. The noise is fixed by `seed`. A figure that needs
-    more images than there are is None. curve: leave out what takes long, precision and recall.
+    real_features: classifier.judge(data.test_images)[0]. A figure that needs more images than there are is None, and with
+    `curve` what takes long: precision and recall. `seed` fixes the noise.
     """
     features, probabilities = classifier.judge(draw_pictures(draw, data.fixed_noise(len(labels), seed), labels))
     guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
@@ -402,11 +397,8 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
 # --- the run folder: settings.json, a product for each finished stage, resume.pt, log.jsonl, pictures ----------------
 
 # The file of each finished stage, and the networks in it.
-PRODUCTS = {
-    "classifier": ("classifier.pt", "weights"),
-    "teacher": ("teacher.pt", "weights"),
-    "pecker": ("generator.pt", "average", "raw"),
-}
+PRODUCTS = {"classifier": ("classifier.pt", "weights"), "teacher": ("teacher.pt", "weights")}
+PRODUCTS["pecker"] = ("generator.pt", "average", "raw")
 
 
 def write(path, content):
@@ -414,9 +406,8 @@ def write(path, content):
     temporary, buffer = path.with_name(path.name + ".tmp"), io.BytesIO()
     content(buffer)
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-        os.replace(temporary, path)
+        temporary.write_bytes(buffer.getbuffer())
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -435,14 +426,12 @@ def read_settings(folder):
     """What settings.json says, with its flags as Settings has them, or None if there is no run in the folder."""
     path = Path(folder, "settings.json")
     with explained(path, "put the file of that run back, or give another --out"):
-        if not path.exists():
-            if any(Path(folder).glob("*.pt")):
-                raise ValueError("it is missing, though there is a run in the folder")
+        if not path.exists() and not any(Path(folder).glob("*.pt")):
             return None
         saved = json.loads(path.read_text(encoding="utf-8"))
         flags = {name: value if value is None else FIELDS[name].type(value) for name, value in saved["flags"].items()}
-        lists = {name: list(saved[name]) for name in ("begun", "classes")}
-        return saved | {"flags": vars(Settings(**flags)), "teacher_seed": int(saved["teacher_seed"])} | lists
+        needed = {"begun": list(saved["begun"]), "classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
+        return saved | needed | {"flags": vars(Settings(**flags))}
 
 
 def load_product(folder, stage, settings, data):
@@ -461,11 +450,9 @@ def load_product(folder, stage, settings, data):
 
 def check(stage, settings, data):
     """Everything that can be refused once the data are known is refused here, before the run folder is touched."""
-    if len(data.classes) < 2:
-        fail(f"--data {settings.data} has one class: give at least two, one to forget and one to retain")
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
-    home, out = settings.teacher or settings.out, settings.out
+    home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
     needed = {"unlearn": 2, "evaluate": 3, "sample": 3}.get(stage, 2 if settings.teacher else 0)
     for product, (file, *_) in [*PRODUCTS.items()][:needed]:
         path, command = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
@@ -476,7 +463,7 @@ def check(stage, settings, data):
     for folder in {home, out}:
         if not (found := read_settings(folder)) or not found["begun"]:
             continue
-        groups, now = ("data", "run", *found["begun"]) if folder == out else ("data", "classifier", "teacher"), vars(settings)
+        groups = ("data", "run", "precision", *found["begun"]) if folder == out else ("data", "classifier", "teacher")
         was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
         words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
         words += [f"the classes {', '.join(found['classes'])}"] if found["classes"] != data.classes else []
@@ -484,10 +471,7 @@ def check(stage, settings, data):
             fail(f"{folder} was made with {', '.join(words)}: give the same to continue, or another --out for a new run")
         for product in PRODUCTS:
             load_product(folder, product, settings, data)
-    with explained(f"log.jsonl or metrics.json in {out} is damaged", "delete it, or give another --out"):
-        [line["stage"] for line in read_log(out)]
-        if (out / "metrics.json").exists():
-            json.loads((out / "metrics.json").read_text(encoding="utf-8"))["generator"]["images"]
+    read_log(out)
 
 
 def open_folder(stage, settings, data):
@@ -496,22 +480,21 @@ def open_folder(stage, settings, data):
     if stage in ("evaluate", "sample"):
         return
     settings.out.mkdir(parents=True, exist_ok=True)
-    saved = read_settings(settings.out)
-    if not saved or not saved["begun"]:
-        saved = {"begun": [], "teacher_seed": settings.seed}
+    saved = read_settings(settings.out) or {"begun": []}
+    begun, seed = saved["begun"], saved["teacher_seed"] if saved["begun"] else settings.seed
     if settings.teacher:
-        seed, begun = read_settings(settings.teacher)["teacher_seed"], ["classifier", "teacher", *saved["begun"]]
-        saved |= {"begun": [*dict.fromkeys(begun)], "teacher_seed": seed}
-    new = {"flags": vars(settings), "classes": data.classes} | environment(settings)
-    write_json(settings.out / "settings.json", saved | new)
+        begun, seed = [*dict.fromkeys(["classifier", "teacher", *begun])], read_settings(settings.teacher)["teacher_seed"]
+    new = {"begun": begun, "teacher_seed": seed, "flags": vars(settings), "classes": data.classes}
+    write_json(settings.out / "settings.json", new | environment(settings))
     for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
         write(settings.out / name, lambda file: file.write((settings.teacher / name).read_bytes()))
 
 
 def read_log(folder):
-    """The lines of log.jsonl, without the half of one that a killed run may have left at the end."""
     path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
+    with explained(f"{path} is damaged", "delete it, or give another --out"):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # without half a line at the end
+        return [{"stage": line["stage"]} | line for line in map(json.loads, lines)]
 
 
 def save_picture(path, rows, row_names, column_names):
@@ -521,7 +504,7 @@ def save_picture(path, rows, row_names, column_names):
     tiles = F.interpolate(rows.cpu().flatten(0, 1), tile)
     grid = torchvision.utils.make_grid(tiles, nrow=rows.shape[1], padding=8, pad_value=255)
     picture = to_pil_image(F.pad(grid, (left, 0, top, 0), value=255))
-    pen = PIL.ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(picture)
     for column, name in enumerate(column_names):
         pen.text((left + 8 + column * (tile + 8) + (tile - pen.textlength(name)) / 2, 10), name, fill="black")
     for row, name in enumerate(row_names):
@@ -529,7 +512,7 @@ def save_picture(path, rows, row_names, column_names):
     write(path, functools.partial(picture.save, format="png"))
 
 
-# --- the one training loop -------------------------------------------------------------------------------------------
+# --- the stages, and the one training loop of them all ---------------------------------------------------------------
 
 stopping = {"looping": False, "signal": None}
 
@@ -551,9 +534,9 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     if finished := load_product(settings.out, stage, settings, data):
         print(f"{stage}: finished", flush=True)
         return finished
-    path, log = settings.out / "resume.pt", settings.out / "log.jsonl"
+    path, earlier = settings.out / "resume.pt", [line for line in read_log(settings.out) if line["stage"] != stage]
     chance = [torch] if settings.device == "cpu" else [torch, getattr(torch, settings.device)]  # what has a random state
-    progress = {"stage": stage, "done": 0, "seconds": 0.0, "history": [], "sums": {}, "count": 0}
+    progress = {"stage": stage, "done": 0, "seconds": 0.0, "history": [], "sums": {}}
     saved = read_settings(settings.out)
     write_json(settings.out / "settings.json", saved | {"begun": [*dict.fromkeys([*saved["begun"], stage])]})
     if path.exists():
@@ -566,29 +549,25 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
                 for module, state in zip(chance, saved["random_states"]):
                     module.set_rng_state(state)
                 print(f"{stage}: continues at step {progress['done']} of {total}", flush=True)
-    _, done, seconds, history, sums, count = progress.values()
-    lines = [line for line in read_log(settings.out) if line["stage"] != stage] + history
-    write(log, lambda file: file.write("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    _, done, seconds, history, sums = progress.values()
 
     def record(*lines):
         history.extend({"stage": stage} | line for line in lines)
-        with open(log, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"stage": stage} | line) + "\n" for line in lines)
+        text = "".join(json.dumps(line) + "\n" for line in earlier + history)
+        write(settings.out / "log.jsonl", lambda file: file.write(text.encode()))
 
-    stopping["looping"], last_save = True, time.monotonic()
+    record(*look(0) if done == 0 else ())  # drops the lines after the step from which the run continues
+    log_every, last_save, stopping["looping"] = max(1, total // 20), time.monotonic(), True
     try:
-        if done == 0:
-            record(*look(done))
         while done < total:
-            begin = time.perf_counter()
+            begin, done = time.perf_counter(), done + 1
             with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
                 losses = step()
-            done, count = done + 1, count + 1
             sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
-            log_now = done % max(1, total // 20) == 0 or done == total
+            log_now = done % log_every == 0 or done == total
             save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
             if log_now or save_now or done in looks:
-                means = {name: (value / count).item() for name, value in sums.items()}
+                means = {name: (value / ((done - 1) % log_every + 1)).item() for name, value in sums.items()}
                 if not all(map(math.isfinite, means.values())):
                     fail(f"{stage}: a loss is not finite at step {done}, {means}: give lower learning rates and another --out")
             seconds += time.perf_counter() - begin
@@ -598,13 +577,13 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
                 text = "  ".join(f"{name} {mean:.4g}" for name, mean in means.items())
                 left = f"{int(left) // 60}:{int(left) % 60:02} left"
                 print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left}", flush=True)
-                sums, count = {}, 0
+                sums = {}
             if done in looks:
                 record(*look(done))
             if save_now or done == total or stopping["signal"]:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states["random_states"] = [module.get_rng_state() for module in chance]
-                states |= dict(zip(progress, (stage, done, seconds, history, sums, count)))
+                states |= dict(zip(progress, (stage, done, seconds, history, sums)))
                 write(path, functools.partial(torch.save, states))
                 last_save = time.monotonic()
             if stopping["signal"]:
@@ -618,9 +597,6 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     write(settings.out / PRODUCTS[stage][0], functools.partial(torch.save, weights | {"seconds": seconds}))
     path.unlink()
     return nets
-
-
-# --- the stages ------------------------------------------------------------------------------------------------------
 
 
 def make_classifier(settings, data):
@@ -736,9 +712,6 @@ def steps_to_forget(curve):
     return next((line["step"] for i, line in enumerate(curve) if all(good[i:])), None)
 
 
-HIGHER = ("unlearning_accuracy", "cover_share", "retain_accuracy", "inception_score", "precision", "recall")  # is better
-
-
 def evaluate(settings, data, classifier, teacher, generators):
     """Prints what was reached, and writes it: metrics.json, before_after.png. Returns the metrics."""
     begin, pairs, schedule = time.perf_counter(), parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
@@ -746,8 +719,7 @@ def evaluate(settings, data, classifier, teacher, generators):
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
     draws = {"teacher": functools.partial(sample_ddim, teacher, schedule, steps=settings.ddim_steps)}
     nets = {"teacher_one_step": teacher, "generator": generators["average"], "generator_raw": generators["raw"]}
-    for name, net in nets.items():
-        draws[name] = functools.partial(generate, net, schedule)
+    draws |= {name: functools.partial(generate, net, schedule) for name, net in nets.items()}
     metrics = {name: measure(data, classifier, real_features, pairs, draw, labels, 1) for name, draw in draws.items()}
     metrics["teacher"]["network_evaluations"] = settings.ddim_steps
     for name, weights in {"generator": "average", "generator_raw": "raw"}.items():
@@ -757,25 +729,26 @@ def evaluate(settings, data, classifier, teacher, generators):
     accuracy = (probabilities.argmax(1) == data.test_labels.cpu()).double().mean().item()
     print(f"\n{settings.data}: forget {in_words(settings.forget)}; {len(labels)} images; classifier {accuracy:.4f} on real ones")
     print(" " * 46 + "".join(name.rjust(20) for name in metrics))
+    higher = ("unlearning_accuracy", "cover_share", "retain_accuracy", "inception_score", "precision", "recall")
     for key in [key for key in metrics["generator"] if key not in ("forget_histogram", "images")]:
-        text = f"{key.replace('_', ' ')} ({'higher' if key in HIGHER else 'lower'} is better)"
+        text = f"{key.replace('_', ' ')} ({'higher' if key in higher else 'lower'} is better)"
         values = [row.get(key) for row in metrics.values()]
         print(text.ljust(46) + "".join(f"{'-' if value is None else f'{value:.4g}':>20}" for value in values))
     path = settings.out / "metrics.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] != len(labels):
+    with explained(f"{path} is damaged", "delete it, or give another --out"):
+        images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
+    if images != len(labels):
         print(f"{path} has another --images: nothing is written")
         return metrics
 
-    seconds = {"evaluate": time.perf_counter() - begin}
-    for stage, (file, *_) in PRODUCTS.items():
-        seconds[stage] = torch.load(settings.out / file, map_location="cpu", weights_only=True)["seconds"]
-    metrics["settings"] = environment(settings) | {
-        "classifier_accuracy": accuracy, "classifier_features": real_features.shape[1], "real_images": len(data.test_labels),
-        "seconds": seconds, "flags": {name: value for name, value in vars(settings).items() if GROUP_OF[name] != "place"},
-        "teacher_seed": read_settings(settings.out)["teacher_seed"],
-    }  # fmt: skip
-    order = dict.fromkeys([*pairs, *pairs.values(), *range(len(data.classes))])  # where there are many classes: those that matter
-    columns = sorted([*order][:10])
+    seconds = {stage: torch.load(settings.out / file, weights_only=True)["seconds"] for stage, (file, *_) in PRODUCTS.items()}
+    seconds["evaluate"] = time.perf_counter() - begin
+    flags = {name: value for name, value in vars(settings).items() if GROUP_OF[name] != "place"}
+    about = {"classifier_accuracy": accuracy, "classifier_features": real_features.shape[1], "real_images": len(data.test_labels)}
+    about |= {"seconds": seconds, "flags": flags, "teacher_seed": read_settings(settings.out)["teacher_seed"]}
+    metrics["settings"] = environment(settings) | about
+    # A column a class; where there are too many, those that matter. Three rows before and three after, from the same noise.
+    columns = sorted([*dict.fromkeys([*pairs, *pairs.values(), *range(len(data.classes))])][:10])
     noise, c = data.fixed_noise(3 * len(columns), seed=2), torch.tensor(columns, device=settings.device).repeat(3)
     rows = torch.cat([draw_pictures(draws[name], noise, c) for name in ("teacher", "generator")]).unflatten(0, (6, len(columns)))
     row_names, column_names = ["teacher"] * 3 + ["PECKER"] * 3, [data.classes[label] for label in columns]
@@ -802,16 +775,14 @@ def write_samples(settings, data, generators):
 
 # --- the way of the data ---------------------------------------------------------------------------------------------
 
-Run = namedtuple("Run", "settings data classifier teacher generators")
-
 
 def load_run(folder, device=None):
-    """A finished run, ready to use; generators are {"average": network, "raw": network}. Every experiment starts with it."""
+    """A finished run -> settings, data, classifier, teacher, {"average": network, "raw": network}: how experiments start."""
     _, settings = parse_args(["evaluate", "--out", str(folder)] + (["--device", device] if device else []))
     data = load_data(settings)
     check("evaluate", settings, data)
     classifier, teacher, generators = (load_product(settings.out, stage, settings, data) for stage in PRODUCTS)
-    return Run(settings, data, classifier["weights"], teacher["weights"], generators)
+    return settings, data, classifier["weights"], teacher["weights"], generators
 
 
 def main(argv):
