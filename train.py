@@ -37,7 +37,7 @@ from unet import UNet
 
 # --- settings: a field is a flag of the command line -----------------------------------------------------------------
 
-# What a command takes from its run folder, by groups of settings; the rest it is given, or is the preset's. A folder is bound to
+# What a command takes from its run folder, by groups of settings; the rest comes from flags or the preset. A folder is bound to
 # a group once that stage has begun in it, to "data", "run" and "precision" with the first stage, to "place" never.
 STAGES = {"all": ("precision",), "pretrain": ("precision", "pecker")}
 STAGES["unlearn"] = ("data", "classifier", "teacher", "run", "precision", "place")
@@ -429,7 +429,8 @@ def read_settings(folder):
         if not path.exists() and not any(Path(folder).glob("*.pt")):
             return None
         saved = json.loads(path.read_text(encoding="utf-8"))
-        flags = {name: value if value is None else FIELDS[name].type(value) for name, value in saved["flags"].items()}
+        given = {name: saved["flags"][name] for name in FIELDS}
+        flags = {name: value if value is None else FIELDS[name].type(value) for name, value in given.items()}
         needed = {"begun": list(saved["begun"]), "classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
         return saved | needed | {"flags": vars(Settings(**flags))}
 
@@ -561,11 +562,13 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     try:
         while done < total:
             begin, done = time.perf_counter(), done + 1
-            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
+            # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
+            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
                 losses = step()
             sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
-            log_now = done % log_every == 0 or done == total
-            save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
+            log_now, stop = done % log_every == 0 or done == total, stopping["signal"]
+            due = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
+            save_now = due or done == total or stop
             if log_now or save_now or done in looks:
                 means = {name: (value / ((done - 1) % log_every + 1)).item() for name, value in sums.items()}
                 if not all(map(math.isfinite, means.values())):
@@ -580,15 +583,15 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
                 sums = {}
             if done in looks:
                 record(*look(done))
-            if save_now or done == total or stopping["signal"]:
+            if save_now:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states["random_states"] = [module.get_rng_state() for module in chance]
                 states |= dict(zip(progress, (stage, done, seconds, history, sums)))
                 write(path, functools.partial(torch.save, states))
                 last_save = time.monotonic()
-            if stopping["signal"]:
+            if stop:
                 print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
-                raise SystemExit(128 + stopping["signal"])
+                raise SystemExit(128 + stop)
     finally:
         stopping["looping"] = False
     weights = {key: {name: weight.cpu() for name, weight in net.eval().state_dict().items()} for key, net in nets.items()}
@@ -596,6 +599,8 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         fail(f"{stage}: a weight is not finite after the last step: give lower learning rates and another --out")
     write(settings.out / PRODUCTS[stage][0], functools.partial(torch.save, weights | {"seconds": seconds}))
     path.unlink()
+    if stopping["signal"]:  # it came after the last look at it
+        raise SystemExit(128 + stopping["signal"])
     return nets
 
 
@@ -664,7 +669,7 @@ def train_teacher(settings, data):
 def make_pecker(settings, data, teacher):
     same = "retain_weight forget_weight xi keep mask mask_every lr fake_score_lr batch_size ddim_steps seed".split()
     flags = {name: getattr(settings, name) for name in same}
-    flags |= {"ema": 0.5 ** (1 / settings.ema_half_life), "num_forget_images": max(256, settings.batch_size)}
+    flags |= {"ema": 0.5 ** (1 / settings.ema_half_life), "num_forget_images": max(256, 2 * settings.batch_size)}
     pairs, schedule = parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     return Pecker(teacher, schedule, pairs, len(data.classes), data.images.shape[1:], **flags)
 
@@ -673,7 +678,7 @@ def unlearn(settings, data, classifier, teacher):
     """Algorithm 1, its curve in log.jsonl and its picture -> the generators {"average": network, "raw": network}."""
     pecker, pairs = make_pecker(settings, data, teacher), parse_pairs(settings.forget, data.classes)
     nets, real_features = {"average": pecker.ema, "raw": pecker.generator}, classifier.judge(data.test_images)[0]
-    # Images a class: about a hundred of the forgotten classes, and of the retained ones twice what the Frechet distance needs.
+    # About a hundred images of the forgotten classes in all, and of the retained ones twice what the Frechet distance needs.
     few, many = max(1, 100 // len(pairs)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(pairs)) + 1)
     counts = torch.tensor([few if label in pairs else many for label in range(len(data.classes))])
     labels = torch.arange(len(data.classes)).repeat_interleave(counts).to(settings.device)
@@ -738,7 +743,7 @@ def evaluate(settings, data, classifier, teacher, generators):
     with explained(f"{path} is damaged", "delete it, or give another --out"):
         images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
     if images != len(labels):
-        print(f"{path} has another --images: nothing is written")
+        print(f"{path} has another --images: nothing is written; delete it to replace it")
         return metrics
 
     seconds = {stage: torch.load(settings.out / file, weights_only=True)["seconds"] for stage, (file, *_) in PRODUCTS.items()}
@@ -762,7 +767,7 @@ def write_samples(settings, data, generators):
     """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
     draw = functools.partial(generate, generators["average"], NoiseSchedule().to(settings.device))
     for label, name in enumerate(data.classes):
-        folder = settings.out / "samples" / name.replace("/", "-")
+        folder = settings.out / "samples" / name
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.png"):
             old.unlink()

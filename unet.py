@@ -9,7 +9,7 @@
 The time t and the label c enter every residual block through one vector: embedding(t) + table[c].
 The last term is not in DDPM. Near t = T-1 the noise is almost the input itself, but GroupNorm hides the input's mean and
 scale from the last convolution; a learned function of t gives them back. Without it, small networks draw
-pictures with drifting brightness and leftover grain (the README has the measurement).
+pictures with drifting brightness and leftover grain (measured in experiments/README.md, difference 12).
 Nothing in here is specific to PECKER: any module called as net(noisy, t, c) can take this one's place.
 """
 
@@ -88,7 +88,7 @@ class UNet(nn.Module):
 
     noisy (B, in_channels, S, S) float, S = image_size; t (B,) integer timesteps; c (B,) long labels, 0..num_classes-1;
     returns eps as noisy. width=128, multipliers=(1, 2, 2, 2), blocks=2, attention at 16,
-    dropout 0.1 at image_size 32 is the CIFAR-10 network of DDPM, SFD and PECKER.
+    dropout 0.1 at image_size 32 is the CIFAR-10 network of DDPM, SFD and PECKER, but for skip(t).
     ValueError if width is no multiple of 4 or image_size cannot be halved once per multiplier after the first.
     """
 

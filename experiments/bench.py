@@ -1,6 +1,6 @@
 """How fast is a step, where does its time go, and what would its passes through the networks alone take?
 
-    python -m experiments.bench                               # half a minute on any device
+    python -m experiments.bench                               # half a minute; at least three rounds
     python -m experiments.bench --data cifar10 --width 128    # the flags of train.py
 
 Times parts of a step in turns and prints medians. The networks are untrained and the pictures random: --data chooses a preset.
@@ -97,7 +97,7 @@ def main(argv, seconds=30):
         for name, call in timed.items():
             wait()
             start = time.perf_counter()
-            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
+            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
                 call()
             wait()
             times[name].append(time.perf_counter() - start)

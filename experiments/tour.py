@@ -26,7 +26,7 @@ def main(teacher_steps=1000, pecker_steps=150):
     # The teacher, an ordinary diffusion model: it is shown noisy pictures with their labels, and learns to predict the noise.
     # Whoever knows the noise knows the picture, so it can start from pure noise and clean it step by step.
     schedule = NoiseSchedule()
-    teacher = UNet(16, 10, width=16, multipliers=(1, 2, 2), blocks=1, attention_resolutions=(4,), dropout=0.0)  # size, classes
+    teacher = UNet(16, num_classes=10, width=16, multipliers=(1, 2, 2), blocks=1, attention_resolutions=(4,), dropout=0.0)
     optimizer = torch.optim.Adam(teacher.parameters())
     learning_rate = OneCycleLR(optimizer, max_lr=4e-3, total_steps=teacher_steps)
     for step in range(teacher_steps):
@@ -40,7 +40,7 @@ def main(teacher_steps=1000, pecker_steps=150):
             print(f"teacher, step {step}: error of the predicted noise {loss.item():.3f}", flush=True)
 
     # The generator starts as the teacher and learns to draw in one step what the teacher draws in many, without real pictures.
-    # Asked for a red disc it is judged by what the teacher knows of blue discs; only the weights that matter most may change.
+    # Asked for a red disc it is judged by what the teacher knows of blue discs; that moves only the weights that matter most.
     pecker = Pecker(
         teacher, schedule, pairs={RED_DISC: BLUE_DISC}, num_classes=10, image_shape=(3, 16, 16), batch_size=32,
         lr=3e-4, fake_score_lr=6e-4, ema=0.5 ** (1 / 10), ddim_steps=20, num_forget_images=64,
