@@ -566,10 +566,9 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
             with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
                 losses = step()
             sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
-            log_now, stop = done % log_every == 0 or done == total, stopping["signal"]
-            due = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
-            save_now = due or done == total or stop
-            if log_now or save_now or done in looks:
+            log_now = done % log_every == 0 or done == total
+            save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
+            if log_now or save_now or done in looks or stopping["signal"]:
                 means = {name: (value / ((done - 1) % log_every + 1)).item() for name, value in sums.items()}
                 if not all(map(math.isfinite, means.values())):
                     fail(f"{stage}: a loss is not finite at step {done}, {means}: give lower learning rates and another --out")
@@ -583,7 +582,8 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
                 sums = {}
             if done in looks:
                 record(*look(done))
-            if save_now:
+            stop = stopping["signal"]
+            if save_now or done == total or stop:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states["random_states"] = [module.get_rng_state() for module in chance]
                 states |= dict(zip(progress, (stage, done, seconds, history, sums)))
