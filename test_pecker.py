@@ -38,7 +38,7 @@ TINY = (
 ).split()
 ONE_STEP = "--device cpu --steps 1 --batch-size 16 --ddim-steps 2 --images 2 --mask none --forget red:blue --seed 3".split()
 torch.set_num_threads(1)  # as in the subprocess: bit-equality is promised for the same number of threads
-train.draw_shapes = functools.cache(train.draw_shapes)
+train.draw_shapes = functools.cache(getattr(train.draw_shapes, "__wrapped__", train.draw_shapes))
 
 
 class ConvNet(nn.Module):
@@ -668,7 +668,7 @@ def test_unlearning_gives_every_flag_to_pecker_and_looks_at_about_fifty_points(s
     handed = stage(train.unlearn, flags, train.make_classifier(settings, data), train.make_network(settings, data))
     pecker = handed.parts["pecker"]
     names = "keep mask_kind mask_every xi forget_weight retain_weight batch_size ddim_steps num_forget_images decay".split()
-    assert [getattr(pecker, name) for name in names] == [0.3, "random", 3, 2, 4, 5, 300, 9, 300, 0.5**0.5]
+    assert [getattr(pecker, name) for name in names] == [0.3, "random", 3, 2, 4, 5, 300, 9, 600, 0.5**0.5]
     assert pecker.generator_optimizer.param_groups[0]["lr"] == 6 and pecker.fake_score_optimizer.param_groups[0]["lr"] == 7
     assert pecker.rng.initial_seed() == 10 and handed.looks == [*range(0, 151, 3)] and handed.images == 600
     assert [line["images"] for line in handed.look(3)] == [5 * 20 + 5 * 20] * 2
