@@ -450,7 +450,7 @@ def load_product(folder, stage, settings, data):
 
 
 def check(stage, settings, data):
-    """Everything that can be refused once the data are known is refused here, before the run folder is touched."""
+    """What can be refused of settings, data and run folders once the data are known, before the run folder is touched."""
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
     home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
