@@ -165,4 +165,4 @@ class UNet(nn.Module):
             else:
                 x = layer(x)  # twice the resolution
         skip = self.skip(time)[:, :, None, None]  # (B, 1, 1, 1)
-        return (self.last(x) + skip * noisy).to(noisy.dtype)  # float32 also under autocast, for the losses
+        return self.last(x) + skip * noisy  # float32 also under autocast, as noisy is
