@@ -18,6 +18,7 @@ import io
 import json
 import math
 import platform
+import re
 import signal
 import sys
 import time
@@ -53,13 +54,15 @@ def flag(default, group, text, limits=None, **argparse_arguments):
 class Settings:
     """The defaults are for shapes and two CPU cores; the paper's or SFD's where a flag means the same at every scale."""
 
-    data: str = flag("shapes", "data", "shapes, cifar10, stl10, or a folder of pictures")
+    data: str = flag("shapes", "data", "shapes, fashion, cifar10, stl10, or a folder of pictures")
+    size: str = flag(None, "data", "small for two CPU cores, full for one CUDA GPU (default: full on CUDA)", choices=("small", "full"))
     image_size: int = flag(16, "data", "pixels a side", (4, 1024))
     flip: bool = flag(True, "data", "train also on mirror images; not for letters or digits")
     classifier_width: int = flag(16, "classifier", "channels of its first layer, a quarter of its features", (1, 1024))
     classifier_steps: int = flag(200, "classifier", "training steps, of 128 images", (1, 10**8))
     width: int = flag(16, "teacher", "channels of the network's first stage", (4, 1024))
     multipliers: tuple = flag((1, 2, 2), "teacher", "channels of each stage over --width", (1, 16), nargs="+")
+    patch: int = flag(1, "teacher", "side of the squares of pixels that the network sees as one", (1, 8))
     blocks: int = flag(1, "teacher", "residual blocks a stage", (1, 16))
     attention: tuple = flag((4,), "teacher", "resolutions with self-attention", (1, 1024), nargs="*")
     pretrain_steps: int = flag(1000, "teacher", "training steps", (1, 10**8))
@@ -69,13 +72,13 @@ class Settings:
     mask: str = flag("saliency", "pecker", "what may forget: m_s in Eq. 10", choices=("saliency", "random", "none"))
     keep: float = flag(0.5, "pecker", "share of the weights in the mask", (0, 1))
     mask_every: int = flag(1, "pecker", "steps between two masks, 0: one for all time", (0, 10**8))
-    forget_weight: float = flag(1.0, "pecker", "mu in Eq. 3, 4; SFD is 0.01 with --mask none", (0, 1e6))
+    forget_weight: float = flag(0.03, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
     retain_weight: float = flag(1.0, "pecker", "lambda in Eq. 3, 4", (0, 1e6))
     xi: float = flag(1.2, "pecker", "xi in Eq. 7; if pictures turn to noise, try less", (-100, 100))
     steps: int = flag(150, "pecker", "steps of Algorithm 1", (1, 10**8))
     batch_size: int = flag(32, "pecker", "retained images a step, and as many forgotten ones", (1, 10**5))
-    lr: float = flag(3e-4, "pecker", "learning rate of the generator; paper: 1e-5 for 50,000 steps", (0, 1e6))
-    fake_score_lr: float = flag(6e-4, "pecker", "learning rate of the fake score; paper: 1e-5", (0, 1e6))
+    lr: float = flag(3e-4, "pecker", "learning rate of the generator, 3e-4 sqrt(150 / steps); paper: 1e-5", (0, 1e6))
+    fake_score_lr: float = flag(3e-4, "pecker", "learning rate of the fake score, the same", (0, 1e6))
     ema_half_life: float = flag(10.0, "pecker", "steps in which the moving average forgets half of the past", (1e-3, 1e9))
     ddim_steps: int = flag(20, "pecker", "network evaluations for one picture by the teacher", (1, 1000))
     seed: int = flag(0, "run", "of everything but the data", (0, 2**31))
@@ -88,13 +91,28 @@ class Settings:
     save_every: int = flag(0, "place", "steps between two saves of the progress, 0: one a minute", (0, 10**8))
 
 
-CIFAR10 = Settings(
-    data="cifar10", image_size=32, forget=("0:1",), width=64, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,),
-    classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
-    steps=4000, batch_size=128, lr=5e-5, fake_score_lr=1e-4, ema_half_life=200.0, ddim_steps=50, images=1000,
+FULL = Settings(
+    data="cifar10", size="full", image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2,
+    attention=(16,), classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
+    steps=4000, batch_size=128, lr=6e-5, fake_score_lr=6e-5, ema_half_life=270.0, ddim_steps=50, images=1000,
 )  # fmt: skip
-STL10 = dataclasses.replace(CIFAR10, image_size=64, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128)
-PRESETS = {"shapes": Settings(), "cifar10": CIFAR10, "stl10": STL10, "folder": CIFAR10}
+SMALL = dataclasses.replace(
+    FULL, size="small", width=64, patch=2, multipliers=(1, 2), blocks=1, attention=(8,), classifier_width=24, classifier_steps=1500,
+    pretrain_steps=20000, pretrain_batch_size=64, pretrain_lr=2e-3, steps=1000, batch_size=32, lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=67.0, ddim_steps=20,
+    images=200,
+)  # fmt: skip
+FASHION = dict(data="fashion", image_size=28, flip=False, forget=("sneaker:bag",), attention=(7,))
+FULL_STL10 = dataclasses.replace(FULL, image_size=64, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128)
+PRESETS = {
+    "shapes": dict.fromkeys(("small", "full"), Settings()),
+    "fashion": {
+        "small": dataclasses.replace(SMALL, **FASHION, width=48, pretrain_steps=4000, steps=400, lr=1.8e-4, fake_score_lr=1.8e-4, ema_half_life=27.0),
+        "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, steps=2000),
+    },
+    "cifar10": {"small": SMALL, "full": FULL},
+    "stl10": {"small": dataclasses.replace(SMALL, multipliers=(1, 2, 2), image_size=64), "full": FULL_STL10},
+    "folder": {"small": SMALL, "full": FULL},
+}
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 GROUP_OF = {name: field.metadata["group"] for name, field in FIELDS.items()}
 
@@ -127,10 +145,11 @@ def make_parser():
     groups = {group: parser.add_argument_group(group) for group in dict.fromkeys(GROUP_OF.values())}
     for name, field in FIELDS.items():
         group, text, limits, more = field.metadata.values()
-        values = {preset: in_words(getattr(settings, name)) for preset, settings in PRESETS.items()}
-        if values["shapes"] != "None":
-            others = [f"; {preset}: {value}" for preset, value in values.items() if value != values["shapes"] and name != "data"]
-            text += f" (default: {values['shapes']}{''.join(others)})"
+        default = in_words(getattr(Settings(), name))
+        if default != "None":
+            values = {f"{data} {size}": in_words(getattr(PRESETS[data][size], name)) for data in PRESETS for size in PRESETS[data]}
+            others = [f"; {preset}: {value}" for preset, value in values.items() if value != default and name != "data"]
+            text += f" (default: {default}{''.join(others)})"
         kind = (int if limits else str) if field.type is tuple else field.type
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
         groups[group].add_argument("--" + name.replace("_", "-"), help=text, **how, **more)
@@ -158,8 +177,16 @@ def parse_args(argv):
     for folder, taken in (given["out"], STAGES[stage]), (given.get("teacher"), ("data", "classifier", "teacher")):
         if folder and (saved := read_settings(folder)):
             found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken}
-    preset = PRESETS.get(given.get("data", found["data"]), PRESETS["folder"])
-    return stage, dataclasses.replace(preset, **found | {"teacher": None, "save_every": 0} | given)
+    size = given.get("size") or found.get("size") or ("full" if device == "cuda" else "small")
+    name = given.get("data", found["data"])
+    preset = PRESETS.get(name, PRESETS["folder"])[size]
+    if name not in PRESETS:  # fewer and smaller pictures need fewer steps
+        pictures = sum(path.is_file() for path in Path(name).rglob("*"))
+        share = math.sqrt(pictures / 60000) * given.get("image_size", preset.image_size) / 32
+        steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
+        rate = 3e-4 * math.sqrt(150 / steps["steps"])
+        preset = dataclasses.replace(preset, **steps, lr=rate, fake_score_lr=rate, ema_half_life=steps["steps"] / 15)
+    return stage, dataclasses.replace(preset, **found | {"size": size, "teacher": None, "save_every": 0} | given)
 
 
 # --- data: one uint8 tensor on the device; [-1, 1] inside networks ---------------------------------------------------
@@ -227,6 +254,7 @@ def draw_shapes(per_class, seed, size=16):
 
 # The data sets of torchvision, and what their second argument says of the part to train on and the part to test with.
 SOURCES = {"cifar10": (torchvision.datasets.CIFAR10, True, False), "stl10": (torchvision.datasets.STL10, "train", "test")}
+SOURCES["fashion"] = (torchvision.datasets.FashionMNIST, True, False)
 
 
 def read_picture(path):
@@ -238,7 +266,10 @@ def read_picture(path):
 
 
 def load_data(settings):
-    """The Data that the settings name, on their device. Of a folder without train/ and test/ a random tenth is for testing."""
+    """The Data that the settings name, on their device; one channel if all pictures are grey.
+
+    Of a folder without train/ and test/ a random tenth is for testing.
+    """
     size, name = settings.image_size, settings.data
     if name == "shapes":
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
@@ -246,6 +277,8 @@ def load_data(settings):
     else:
         with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} or a folder with a folder of pictures per class"):
             if name in SOURCES:
+                for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision takes its own packing only
+                    torchvision.datasets.utils.extract_archive(str(packed))
                 source, *parts = SOURCES[name]
                 sets = [source(settings.data_dir, part, download=True) for part in parts]
             else:
@@ -255,9 +288,13 @@ def load_data(settings):
             classes = list(sets[0].classes)
             if len(classes) < 2 or classes != sets[-1].classes:
                 raise ValueError("it has only one class, or train and test have different classes")
+            if name in SOURCES:  # fit for files and flags
+                classes = ["-".join(re.findall(r"[a-z0-9]+", one.lower())) for one in classes]
         square = lambda x: resize(center_crop(x, [min(x.shape[1:])]), [size, size], antialias=True)  # noqa: E731
         pictures = [[(square(pil_to_tensor(picture)), label) for picture, label in part] for part in sets]
         loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in pictures)]
+        if all(torch.equal(images, images[:, :1].expand_as(images)) for images, _ in loaded):  # grey
+            loaded = [(images[:, :1].contiguous(), labels) for images, labels in loaded]
     if len(loaded) == 1:
         [(images, labels)], rng = loaded, torch.Generator().manual_seed(0)
         members = [torch.nonzero(labels == label)[:, 0] for label in range(len(classes))]
@@ -498,6 +535,11 @@ def read_log(folder):
         return [{"stage": line["stage"]} | line for line in map(json.loads, lines)]
 
 
+def write_log(folder, lines):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write(folder / "log.jsonl", lambda file: file.write(text.encode()))
+
+
 def save_picture(path, rows, row_names, column_names):
     """rows (R, K, C, S, S) uint8 -> a PNG with a name above each of the K columns and before each of the R rows."""
     size, longest = rows.shape[-1], max(map(len, column_names))
@@ -526,12 +568,25 @@ def on_signal(number, _):
         raise SystemExit(128 + number)
 
 
+def seconds_of(call, times):
+    """How long so many calls will take, from the first, which also prepares what the others use, and one or two more."""
+    marks = [time.perf_counter()]
+    while len(marks) <= min(times, 3) and (len(marks) < 3 or marks[-1] - marks[0] < 5):
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+    return marks[-1] - marks[0] + (times + 1 - len(marks)) * (marks[-1] - marks[-2]) if times else 0.0
+
+
 def train(settings, data, stage, total, images_per_step, step, parts, nets, look=lambda done: (), looks=()):
     """The networks of a stage {key: network in eval mode}: loaded if it is finished, else trained from resume.pt on.
 
     step() -> {name: loss} changes the parts {name: what has a state_dict}; nets are the product. look(done) -> log lines is
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     """
+    if settings.out is None:  # only to be timed
+        return dict.fromkeys(nets, seconds_of(step, total) + seconds_of(lambda: look(0), len(looks)))
     if finished := load_product(settings.out, stage, settings, data):
         print(f"{stage}: finished", flush=True)
         return finished
@@ -554,53 +609,48 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
 
     def record(*lines):
         history.extend({"stage": stage} | line for line in lines)
-        text = "".join(json.dumps(line) + "\n" for line in earlier + history)
-        write(settings.out / "log.jsonl", lambda file: file.write(text.encode()))
+        write_log(settings.out, earlier + history)
 
     record(*look(0) if done == 0 else ())  # drops the lines after the step from which the run continues
     log_every, last_save, stopping["looping"] = max(1, total // 20), time.monotonic(), True
-    try:
-        while done < total:
-            begin, done = time.perf_counter(), done + 1
-            # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
-            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
-                losses = step()
-            sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
-            log_now = done % log_every == 0 or done == total
-            save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
-            if log_now or save_now or done in looks or stopping["signal"]:
-                means = {name: (value / ((done - 1) % log_every + 1)).item() for name, value in sums.items()}
-                if not all(map(math.isfinite, means.values())):
-                    fail(f"{stage}: a loss is not finite at step {done}, {means}: give lower learning rates and another --out")
-            seconds += time.perf_counter() - begin
-            if log_now:
-                speed, left = images_per_step * done / seconds, (total - done) * seconds / done
-                record({"step": done} | means | {"images_per_second": round(speed, 1), "seconds_left": round(left, 1)})
-                text = "  ".join(f"{name} {mean:.4g}" for name, mean in means.items())
-                left = f"{int(left) // 60}:{int(left) % 60:02} left"
-                print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left}", flush=True)
-                sums = {}
-            if done in looks:
-                record(*look(done))
-            stop = stopping["signal"]
-            if save_now or done == total or stop:
-                states = {name: part.state_dict() for name, part in parts.items()}
-                states["random_states"] = [module.get_rng_state() for module in chance]
-                states |= dict(zip(progress, (stage, done, seconds, history, sums)))
-                write(path, functools.partial(torch.save, states))
-                last_save = time.monotonic()
-            if stop:
-                print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
-                raise SystemExit(128 + stop)
-    finally:
-        stopping["looping"] = False
+    while done < total:
+        begin, done = time.perf_counter(), done + 1
+        # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
+        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
+            losses = step()
+        sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
+        log_now = done % log_every == 0 or done == total
+        save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
+        if log_now or save_now or done in looks or stopping["signal"]:
+            means = {name: (value / ((done - 1) % log_every + 1)).item() for name, value in sums.items()}
+            if not all(map(math.isfinite, means.values())):
+                fail(f"{stage}: a loss is not finite at step {done}, {means}: give lower learning rates and another --out")
+        seconds += time.perf_counter() - begin
+        if log_now:
+            speed, left = images_per_step * done / seconds, (total - done) * seconds / done
+            record({"step": done} | means | {"images_per_second": round(speed, 1), "seconds_left": round(left, 1)})
+            text = "  ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+            left = f"{int(left) // 60}:{int(left) % 60:02} left"
+            print(f"{stage} {done}/{total}  {text}  {speed:.0f} images/s  {left}", flush=True)
+            sums = {}
+        if done in looks:
+            record(*look(done))
+        stop = stopping["signal"]
+        if save_now or done == total or stop:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            states["random_states"] = [module.get_rng_state() for module in chance]
+            states |= dict(zip(progress, (stage, done, seconds, history, sums)))
+            write(path, functools.partial(torch.save, states))
+            last_save = time.monotonic()
+        if stop:
+            print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
+            raise SystemExit(128 + stop)
+    stopping["looping"] = False
     weights = {key: {name: weight.cpu() for name, weight in net.eval().state_dict().items()} for key, net in nets.items()}
     if not all(weight.isfinite().all() for net in weights.values() for weight in net.values()):
         fail(f"{stage}: a weight is not finite after the last step: give lower learning rates and another --out")
     write(settings.out / PRODUCTS[stage][0], functools.partial(torch.save, weights | {"seconds": seconds}))
     path.unlink()
-    if stopping["signal"]:  # it came after the last look at it
-        raise SystemExit(128 + stopping["signal"])
     return nets
 
 
@@ -610,7 +660,7 @@ def make_classifier(settings, data):
 
 def make_network(settings, data):
     shape = settings.width, settings.multipliers, settings.blocks, settings.attention
-    network = UNet(settings.image_size, len(data.classes), *shape, dropout=0.0, in_channels=data.images.shape[1])
+    network = UNet(settings.image_size, len(data.classes), *shape, 0.0, data.images.shape[1], patch=settings.patch)
     return network.to(data.images.device, memory_format=torch.channels_last)
 
 
@@ -781,6 +831,25 @@ def write_samples(settings, data, generators):
 # --- the way of the data ---------------------------------------------------------------------------------------------
 
 
+def estimate(stage, settings, data):
+    """Prints and logs what a new run will take on this machine. Times a few steps on throwaway copies."""
+    if stage not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
+        return
+    throwaway, count = dataclasses.replace(settings, out=None), settings.images * len(data.classes)
+    with torch.random.fork_rng(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
+        classifier, net, schedule = make_classifier(settings, data), make_network(settings, data), NoiseSchedule().to(settings.device)
+        seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
+        if stage == "all":
+            seconds["pecker"] = unlearn(throwaway, data, classifier, net)["raw"]
+            noise, c = data.fixed_noise(min(250, count), 0), torch.zeros(min(250, count), dtype=torch.long, device=settings.device)
+            draw = functools.partial(draw_pictures, functools.partial(generate, net, schedule), noise, c)
+            seconds["evaluate"] = seconds_of(draw, math.ceil(count / len(c)) * (settings.ddim_steps + 3))
+    seconds = {name: round(value, 1) for name, value in seconds.items()}
+    words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
+    print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
+    write_log(settings.out, [{"stage": "estimate", "seconds": seconds}])
+
+
 def load_run(folder, device=None):
     """A finished run -> settings, data, classifier, teacher, {"average": network, "raw": network}: how experiments start."""
     _, settings = parse_args(["evaluate", "--out", str(folder)] + (["--device", device] if device else []))
@@ -794,6 +863,7 @@ def main(argv):
     stage, settings = parse_args(argv)
     data = load_data(settings)
     open_folder(stage, settings, data)
+    estimate(stage, settings, data)
     classifier = train_classifier(settings, data)
     teacher = train_teacher(settings, data)
     if stage != "pretrain":
