@@ -1,7 +1,7 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
     python train.py                                                                     # a finished run, in runs/shapes
-    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 40 runs: 32 minutes on two CPU cores
+    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs: an hour on two CPU cores
     python -m experiments.compare --methods "saliency, weight 1.0" "none, weight 1.0"   # some of them
 
 Each run is an ordinary run folder below --out. compare.json has a row for each method, with a value for each seed; the same
@@ -22,9 +22,9 @@ from pecker import NoiseSchedule, generate, noise_prediction_loss, saliency_mask
 
 METHODS = {
     f"{mask}, weight {weight}": dict(mask=mask, forget_weight=weight, mask_every=1)
-    for weight in (1.0, 0.01) for mask in ("saliency", "random", "none")
+    for weight in (0.03, 1.0, 0.01) for mask in ("saliency", "random", "none")
 }  # fmt: skip
-METHODS["saliency once, weight 1.0"] = dict(mask="saliency", forget_weight=1.0, mask_every=0)
+METHODS["saliency once, weight 0.03"] = dict(mask="saliency", forget_weight=0.03, mask_every=0)
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0, mask_every=1)  # distilled without forgetting; see copy_cover_rows
 COLUMNS = {
     "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",
@@ -41,11 +41,11 @@ def wobble(curve):
 
 def differences(rows):
     """What the mask does: the saliency mask minus its controls, seed by seed, in the form of `rows`."""
-    found, one = {}, rows.get("saliency, weight 1.0")
-    for control in ("random", "none"):
-        if one and (other := rows.get(f"{control}, weight 1.0")):
+    found = {}
+    for name in rows:
+        if name.startswith(("random, ", "none, ")) and (one := rows.get(f"saliency, {name.split(', ')[1]}")):
             minus = lambda a, b: None if None in (a, b) else a - b  # noqa: E731
-            found[f"saliency - {control}, weight 1.0"] = {key: [*map(minus, one[key], other[key])] for key in one}
+            found[f"saliency - {name}"] = {key: [*map(minus, one[key], rows[name][key])] for key in one}
     return found
 
 
