@@ -376,12 +376,12 @@ def test_unet_starts_as_the_identity_and_then_gives_the_numbers_recorded_here_ex
 
 
 def test_unet_sees_the_pixels_of_a_patch_as_channels():
-    net, other, t, c = small_unet(patch=2).eval(), small_unet(image_size=4, in_channels=12).eval(), torch.arange(3), torch.arange(3)
+    net, other, t = small_unet(patch=2).eval(), small_unet(image_size=4, in_channels=12).eval(), torch.arange(3)
     for weight in net.parameters():
         nn.init.normal_(weight, std=0.1)
     other.load_state_dict(net.state_dict())
     x = images(3, shape=(3, 8, 8))
-    assert_close(net(x, t, c), nn.functional.pixel_shuffle(other(nn.functional.pixel_unshuffle(x, 2), t, c), 2))
+    assert_close(net(x, t, t), nn.functional.pixel_shuffle(other(nn.functional.pixel_unshuffle(x, 2), t, t), 2))
     with pytest.raises(ValueError, match="divided by 3"):
         small_unet(patch=3)
 
@@ -463,7 +463,7 @@ def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
     given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
     few = dict.fromkeys(["classifier_steps", "pretrain_steps", "steps"], 150)  # as there are no pictures
-    few |= dict(lr=3e-4, fake_score_lr=3e-4, ema_half_life=10)
+    few |= dict(lr=3e-4, fake_score_lr=3e-4, ema_half_life=20)
     expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/photos"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
     assert train.parse_args(["--data", "."])[1].out == Path("runs", Path.cwd().name)
@@ -543,10 +543,10 @@ def test_cifar10_is_read_in_its_own_format(tmp_path, monkeypatch):
 def test_fashion_mnist_is_read_packed_or_unpacked_with_names_fit_for_files(tmp_path):
     raw, pixels = tmp_path / "FashionMNIST" / "raw", torch.randint(256, (2, 12, 28, 28), dtype=torch.uint8)
     raw.mkdir(parents=True)
-    for part, images in zip(("train", "t10k"), pixels):
-        labels = bytes([0, 0, 8, 1, 0, 0, 0, 12, *range(10), 0, 1])
-        for kind, content in (("images-idx3", bytes([0, 0, 8, 3, 0, 0, 0, 12, 0, 0, 0, 28, 0, 0, 0, 28]) + images.numpy().tobytes()),
-                              ("labels-idx1", labels)):  # fmt: skip
+    shape, labels = bytes([0, 0, 0, 12, 0, 0, 0, 28, 0, 0, 0, 28]), bytes([0, 0, 8, 1, 0, 0, 0, 12, *range(10), 0, 1])
+    for part, pictures in zip(("train", "t10k"), pixels):
+        contents = {"images-idx3": bytes([0, 0, 8, 3]) + shape + pictures.numpy().tobytes(), "labels-idx1": labels}
+        for kind, content in contents.items():
             path = raw / f"{part}-{kind}-ubyte"
             path.write_bytes(content) if part == "train" else path.with_suffix(".gz").write_bytes(gzip.compress(content))
     settings, data = load("--data", "fashion", "--data-dir", tmp_path)
@@ -745,7 +745,7 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
 NUMBERS = {
     "classifier 4": 2.363, "classifier 45": 1.555, "teacher 1": 0.0722, "teacher 21": 0.1056, "pecker 1": 30.33,
     "teacher forget_entropy": 2.293, "teacher frechet_distance": 5.481, "teacher_one_step forget_entropy": 2.291,
-    "generator forget_entropy": 2.291, "generator frechet_distance": 5.665, "generator_raw frechet_distance": 5.668,
+    "generator forget_entropy": 2.291, "generator frechet_distance": 5.666, "generator_raw frechet_distance": 5.668,
     "pecker 10": 25.43, "accuracy": 0.633,
 }  # fmt: skip
 

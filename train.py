@@ -55,7 +55,7 @@ class Settings:
     """The defaults are for shapes and two CPU cores; the paper's or SFD's where a flag means the same at every scale."""
 
     data: str = flag("shapes", "data", "shapes, fashion, cifar10, stl10, or a folder of pictures")
-    size: str = flag(None, "data", "small for two CPU cores, full for one CUDA GPU (default: full on CUDA)", choices=("small", "full"))
+    size: str = flag(None, "data", "small: two CPU cores; full: a CUDA GPU (default: full on CUDA)", choices=("small", "full"))
     image_size: int = flag(16, "data", "pixels a side", (4, 1024))
     flip: bool = flag(True, "data", "train also on mirror images; not for letters or digits")
     classifier_width: int = flag(16, "classifier", "channels of its first layer, a quarter of its features", (1, 1024))
@@ -77,9 +77,9 @@ class Settings:
     xi: float = flag(1.2, "pecker", "xi in Eq. 7; if pictures turn to noise, try less", (-100, 100))
     steps: int = flag(150, "pecker", "steps of Algorithm 1", (1, 10**8))
     batch_size: int = flag(32, "pecker", "retained images a step, and as many forgotten ones", (1, 10**5))
-    lr: float = flag(3e-4, "pecker", "learning rate of the generator, 3e-4 sqrt(150 / steps); paper: 1e-5", (0, 1e6))
-    fake_score_lr: float = flag(3e-4, "pecker", "learning rate of the fake score, the same", (0, 1e6))
-    ema_half_life: float = flag(10.0, "pecker", "steps in which the moving average forgets half of the past", (1e-3, 1e9))
+    lr: float = flag(3e-4, "pecker", "learning rate of the generator; paper: 1e-5 for 50,000 steps", (0, 1e6))
+    fake_score_lr: float = flag(3e-4, "pecker", "learning rate of the fake score; paper: 1e-5", (0, 1e6))
+    ema_half_life: float = flag(20.0, "pecker", "steps in which the moving average forgets half of the past", (1e-3, 1e9))
     ddim_steps: int = flag(20, "pecker", "network evaluations for one picture by the teacher", (1, 1000))
     seed: int = flag(0, "run", "of everything but the data", (0, 2**31))
     bf16: bool = flag(None, "precision", "networks in bfloat16 (default: on CUDA cards from compute capability 8.0 on)")
@@ -91,26 +91,35 @@ class Settings:
     save_every: int = flag(0, "place", "steps between two saves of the progress, 0: one a minute", (0, 10**8))
 
 
+def pecker_steps(steps):
+    """The flags that go with so many steps of PECKER: by this rule the paper's 50,000 steps have rates of 1.6e-5."""
+    rate = float(f"{3e-4 * math.sqrt(150 / steps):.2g}")
+    return dict(steps=steps, lr=rate, fake_score_lr=rate, ema_half_life=round(steps / 7.5, 1))
+
+
 FULL = Settings(
     data="cifar10", size="full", image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2,
     attention=(16,), classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
-    steps=4000, batch_size=128, lr=6e-5, fake_score_lr=6e-5, ema_half_life=270.0, ddim_steps=50, images=1000,
+    batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000),
 )  # fmt: skip
 SMALL = dataclasses.replace(
-    FULL, size="small", width=64, patch=2, multipliers=(1, 2), blocks=1, attention=(8,), classifier_width=24, classifier_steps=1500,
-    pretrain_steps=20000, pretrain_batch_size=64, pretrain_lr=2e-3, steps=1000, batch_size=32, lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=67.0, ddim_steps=20,
-    images=200,
+    FULL, size="small", width=64, patch=2, multipliers=(1, 2), blocks=1, attention=(8,), classifier_width=24,
+    classifier_steps=1500, pretrain_steps=20000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20,
+    images=200, **pecker_steps(1000),
 )  # fmt: skip
 FASHION = dict(data="fashion", image_size=28, flip=False, forget=("sneaker:bag",), attention=(7,))
-FULL_STL10 = dataclasses.replace(FULL, image_size=64, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128)
+STL10 = dict(data="stl10", image_size=64)
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
-        "small": dataclasses.replace(SMALL, **FASHION, width=48, pretrain_steps=4000, steps=400, lr=1.8e-4, fake_score_lr=1.8e-4, ema_half_life=27.0),
-        "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, steps=2000),
+        "small": dataclasses.replace(SMALL, **FASHION, width=48, pretrain_steps=4000, **pecker_steps(400)),
+        "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000)),
     },
     "cifar10": {"small": SMALL, "full": FULL},
-    "stl10": {"small": dataclasses.replace(SMALL, multipliers=(1, 2, 2), image_size=64), "full": FULL_STL10},
+    "stl10": {
+        "small": dataclasses.replace(SMALL, **STL10, multipliers=(1, 2, 2)),
+        "full": dataclasses.replace(FULL, **STL10, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128),
+    },
     "folder": {"small": SMALL, "full": FULL},
 }
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
@@ -138,7 +147,8 @@ def in_words(value):
 
 def make_parser():
     """The fields of Settings as flags. None has a default here: what is not given comes from a run folder or the preset."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    rule = "\nA folder has cifar10's presets, its steps times sqrt(pictures / 60000) * image_size / 32, but at least 150."
+    parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
     parser.add_argument("stage", nargs="?", choices=STAGES, default="all", help="(default: all)")
@@ -147,7 +157,8 @@ def make_parser():
         group, text, limits, more = field.metadata.values()
         default = in_words(getattr(Settings(), name))
         if default != "None":
-            values = {f"{data} {size}": in_words(getattr(PRESETS[data][size], name)) for data in PRESETS for size in PRESETS[data]}
+            presets = {f"{data} {size}": preset for data, sizes in PRESETS.items() for size, preset in sizes.items()}
+            values = {words: in_words(getattr(preset, name)) for words, preset in presets.items()}
             others = [f"; {preset}: {value}" for preset, value in values.items() if value != default and name != "data"]
             text += f" (default: {default}{''.join(others)})"
         kind = (int if limits else str) if field.type is tuple else field.type
@@ -184,8 +195,7 @@ def parse_args(argv):
         pictures = sum(path.is_file() for path in Path(name).rglob("*"))
         share = math.sqrt(pictures / 60000) * given.get("image_size", preset.image_size) / 32
         steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
-        rate = 3e-4 * math.sqrt(150 / steps["steps"])
-        preset = dataclasses.replace(preset, **steps, lr=rate, fake_score_lr=rate, ema_half_life=steps["steps"] / 15)
+        preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"]))
     return stage, dataclasses.replace(preset, **found | {"size": size, "teacher": None, "save_every": 0} | given)
 
 
@@ -277,7 +287,7 @@ def load_data(settings):
     else:
         with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} or a folder with a folder of pictures per class"):
             if name in SOURCES:
-                for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision takes its own packing only
+                for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision knows only its own
                     torchvision.datasets.utils.extract_archive(str(packed))
                 source, *parts = SOURCES[name]
                 sets = [source(settings.data_dir, part, download=True) for part in parts]
@@ -837,11 +847,13 @@ def estimate(stage, settings, data):
         return
     throwaway, count = dataclasses.replace(settings, out=None), settings.images * len(data.classes)
     with torch.random.fork_rng(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
-        classifier, net, schedule = make_classifier(settings, data), make_network(settings, data), NoiseSchedule().to(settings.device)
+        classifier, net = make_classifier(settings, data), make_network(settings, data)
         seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
         if stage == "all":
             seconds["pecker"] = unlearn(throwaway, data, classifier, net)["raw"]
-            noise, c = data.fixed_noise(min(250, count), 0), torch.zeros(min(250, count), dtype=torch.long, device=settings.device)
+            noise = data.fixed_noise(min(250, count), 0)
+            c = torch.arange(len(noise), device=settings.device) % len(data.classes)
+            schedule = NoiseSchedule().to(settings.device)
             draw = functools.partial(draw_pictures, functools.partial(generate, net, schedule), noise, c)
             seconds["evaluate"] = seconds_of(draw, math.ceil(count / len(c)) * (settings.ddim_steps + 3))
     seconds = {name: round(value, 1) for name, value in seconds.items()}
