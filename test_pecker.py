@@ -690,6 +690,22 @@ def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monk
     assert saves == saved and not (tmp_path / "resume.pt").exists() and read(tmp_path / "teacher.pt")["seconds"] == 90
 
 
+@pytest.mark.parametrize("marks, times, expected", [
+    ([0, 2, 3, 3.5], 10, 3.5 + 7 * 0.5), ([0, 7, 9], 10, 9 + 8 * 2), ([0, 3], 1, 3), ([0], 0, 0),
+])  # fmt: skip
+def test_time_is_foreseen_from_the_first_calls_without_a_trace(monkeypatch, marks, times, expected):
+    monkeypatch.setattr(train.time, "perf_counter", iter(marks).__next__)
+    assert train.seconds_of(lambda: None, times) == expected
+    monkeypatch.undo()
+    settings, data = load(*TINY)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(train, "read_settings", lambda _: {"begun": []})
+    lines = []
+    monkeypatch.setattr(train, "write_log", lambda folder, log: lines.extend(log))
+    train.estimate("pretrain", settings, data)
+    assert torch.equal(torch.get_rng_state(), state) and [*lines[0]["seconds"]] == ["classifier", "teacher"]
+
+
 @pytest.mark.parametrize("loss, weight, word", [(math.nan, 0.0, "a loss is not finite"), (0.0, math.inf, "a weight is not")])
 def test_what_is_not_finite_stops_the_run_with_advice_and_is_not_saved(tmp_path, capsys, loss, weight, word):
     net = nn.Linear(1, 1)
@@ -728,6 +744,7 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
     assert {path.name for path in whole.iterdir()} == names
     assert all(set(read(whole / name)) - {"seconds"} == keys for name, keys in products.items())
     log = read(whole / "log.jsonl")
+    assert log[0]["stage"] == "estimate" and [*log[0]["seconds"]] == ["classifier", "teacher", "pecker", "evaluate"]
     steps = {part: [line["step"] for line in log if "seconds_left" in line and line["stage"] == part] for part in train.PRODUCTS}
     assert steps == {"classifier": [*range(2, 45, 2), 45], "teacher": [*range(1, 22)], "pecker": [*range(1, 11)]}
     curve = [(line["step"], line["weights"]) for line in log if "weights" in line]
