@@ -762,8 +762,8 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
 NUMBERS = {
     "classifier 4": 2.363, "classifier 45": 1.555, "teacher 1": 0.0722, "teacher 21": 0.1056, "pecker 1": 30.33,
     "teacher forget_entropy": 2.293, "teacher frechet_distance": 5.481, "teacher_one_step forget_entropy": 2.291,
-    "generator forget_entropy": 2.291, "generator frechet_distance": 5.666, "generator_raw frechet_distance": 5.668,
-    "pecker 10": 25.43, "accuracy": 0.633,
+    "generator forget_entropy": 2.291, "generator frechet_distance": 5.685, "generator_raw frechet_distance": 5.718,
+    "pecker 10": 25.36, "accuracy": 0.633,
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class Settings:
     mask: str = flag("saliency", "pecker", "what may forget: m_s in Eq. 10", choices=("saliency", "random", "none"))
     keep: float = flag(0.5, "pecker", "share of the weights in the mask", (0, 1))
     mask_every: int = flag(1, "pecker", "steps between two masks, 0: one for all time", (0, 10**8))
-    forget_weight: float = flag(0.03, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
+    forget_weight: float = flag(0.1, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
     retain_weight: float = flag(1.0, "pecker", "lambda in Eq. 3, 4", (0, 1e6))
     xi: float = flag(1.2, "pecker", "xi in Eq. 7; if pictures turn to noise, try less", (-100, 100))
     steps: int = flag(150, "pecker", "steps of Algorithm 1", (1, 10**8))

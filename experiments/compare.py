@@ -22,9 +22,9 @@ from pecker import NoiseSchedule, generate, noise_prediction_loss, saliency_mask
 
 METHODS = {
     f"{mask}, weight {weight}": dict(mask=mask, forget_weight=weight, mask_every=1)
-    for weight in (0.03, 1.0, 0.01) for mask in ("saliency", "random", "none")
+    for weight in (0.1, 1.0, 0.01) for mask in ("saliency", "random", "none")
 }  # fmt: skip
-METHODS["saliency once, weight 0.03"] = dict(mask="saliency", forget_weight=0.03, mask_every=0)
+METHODS["saliency once, weight 0.1"] = dict(mask="saliency", forget_weight=0.1, mask_every=0)
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0, mask_every=1)  # distilled without forgetting; see copy_cover_rows
 COLUMNS = {
     "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",

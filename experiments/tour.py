@@ -43,7 +43,7 @@ def main(teacher_steps=1000, pecker_steps=150):
     # Asked for a red disc it is judged by what the teacher knows of blue discs; that moves only the weights that matter most.
     pecker = Pecker(
         teacher, schedule, pairs={RED_DISC: BLUE_DISC}, num_classes=10, image_shape=(3, 16, 16), batch_size=32,
-        lr=3e-4, fake_score_lr=3e-4, forget_weight=0.03, ema=0.5 ** (1 / 20), ddim_steps=20, num_forget_images=64,
+        lr=3e-4, fake_score_lr=3e-4, forget_weight=0.1, ema=0.5 ** (1 / 20), ddim_steps=20, num_forget_images=64,
     )  # fmt: skip
     for step in range(pecker_steps):
         losses = pecker.step()
