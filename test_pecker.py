@@ -693,14 +693,14 @@ def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monk
 @pytest.mark.parametrize("marks, times, expected", [
     ([0, 2, 3, 3.5], 10, 3.5 + 7 * 0.5), ([0, 7, 9], 10, 9 + 8 * 2), ([0, 3], 1, 3), ([0], 0, 0),
 ])  # fmt: skip
-def test_time_is_foreseen_from_the_first_calls_without_a_trace(monkeypatch, marks, times, expected):
+def test_time_is_foreseen_from_the_first_calls(monkeypatch, marks, times, expected):
     monkeypatch.setattr(train.time, "perf_counter", iter(marks).__next__)
     assert train.seconds_of(lambda: None, times) == expected
-    monkeypatch.undo()
-    settings, data = load(*TINY)
-    state = torch.get_rng_state()
+
+
+def test_an_estimate_leaves_the_random_state_alone(monkeypatch):
+    (settings, data), state, lines = load(*TINY), torch.get_rng_state(), []
     monkeypatch.setattr(train, "read_settings", lambda _: {"begun": []})
-    lines = []
     monkeypatch.setattr(train, "write_log", lambda folder, log: lines.extend(log))
     train.estimate("pretrain", settings, data)
     assert torch.equal(torch.get_rng_state(), state) and [*lines[0]["seconds"]] == ["classifier", "teacher"]
