@@ -481,11 +481,15 @@ def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures_and_p
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
         assert settings(data).steps == train.PRESETS[data]["full"].steps and settings(data).size == "full"
     assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))
+    (tmp_path / "data" / "cat").mkdir(parents=True)
     for i in range(150):
-        (tmp_path / "cat").mkdir(exist_ok=True)
-        (tmp_path / "cat" / f"{i}.png").touch()
-    found = settings(str(tmp_path), "--size", "full", "--image-size", "16")  # sqrt(150 / 60000) * 16 / 32 = 0.025
+        (tmp_path / "data" / "cat" / f"{i}.png").touch()
+    found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(150 / 60000) * 16 / 32 = 0.025
     assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (150, 1000, 150, 64)
+    assert settings(str(tmp_path / "data"), "--size", "full").steps == 200
+    train.write_json(tmp_path / "settings.json", dict(flags=vars(found), begun=["teacher"], classes=["cat"], teacher_seed=0))
+    again = train.parse_args(["unlearn", "--teacher", str(tmp_path), "--out", str(tmp_path / "out")])[1]
+    assert (again.image_size, again.pretrain_steps, again.steps) == (16, 1000, 150)  # the pixels are those of the teacher
 
 
 def test_bfloat16_is_for_cards_that_have_it(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ class Settings:
     images: int = flag(100, "place", "pictures drawn of each class, to measure or as samples", (1, 10**5))
     teacher: Path = flag(None, "place", "take classifier and teacher from this run folder", metavar="FOLDER")
     out: Path = flag(None, "place", "run folder (default: runs/DATA)", metavar="FOLDER")
-    data_dir: Path = flag(Path("data"), "place", "where cifar10 and stl10 lie or go", metavar="FOLDER")
+    data_dir: Path = flag(Path("data"), "place", "where the data sets of torchvision lie or go", metavar="FOLDER")
     device: str = flag(None, "place", "(default: cuda if there is one, else cpu)", choices=("cuda", "cpu", "mps"))
     save_every: int = flag(0, "place", "steps between two saves of the progress, 0: one a minute", (0, 10**8))
 
@@ -120,7 +120,6 @@ PRESETS = {
         "small": dataclasses.replace(SMALL, **STL10, multipliers=(1, 2, 2)),
         "full": dataclasses.replace(FULL, **STL10, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128),
     },
-    "folder": {"small": SMALL, "full": FULL},
 }
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 GROUP_OF = {name: field.metadata["group"] for name, field in FIELDS.items()}
@@ -188,15 +187,15 @@ def parse_args(argv):
     for folder, taken in (given["out"], STAGES[stage]), (given.get("teacher"), ("data", "classifier", "teacher")):
         if folder and (saved := read_settings(folder)):
             found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken}
-    size = given.get("size") or found.get("size") or ("full" if device == "cuda" else "small")
-    name = given.get("data", found["data"])
-    preset = PRESETS.get(name, PRESETS["folder"])[size]
-    if name not in PRESETS:  # fewer and smaller pictures need fewer steps
-        pictures = sum(path.is_file() for path in Path(name).rglob("*"))
-        share = math.sqrt(pictures / 60000) * given.get("image_size", preset.image_size) / 32
+    known = found | {"teacher": None, "save_every": 0} | given
+    size = known.setdefault("size", "full" if device == "cuda" else "small")
+    preset = PRESETS.get(known["data"], PRESETS["cifar10"])[size]
+    if known["data"] not in PRESETS:  # fewer and smaller pictures need fewer steps
+        pictures = sum(path.is_file() for path in Path(known["data"]).rglob("*"))
+        share = math.sqrt(pictures / 60000) * known.get("image_size", preset.image_size) / 32
         steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"]))
-    return stage, dataclasses.replace(preset, **found | {"size": size, "teacher": None, "save_every": 0} | given)
+    return stage, dataclasses.replace(preset, **known)
 
 
 # --- data: one uint8 tensor on the device; [-1, 1] inside networks ---------------------------------------------------
@@ -288,7 +287,8 @@ def load_data(settings):
         with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} or a folder with a folder of pictures per class"):
             if name in SOURCES:
                 for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision knows only its own
-                    torchvision.datasets.utils.extract_archive(str(packed))
+                    if not packed.with_suffix("").exists():
+                        torchvision.datasets.utils.extract_archive(str(packed))
                 source, *parts = SOURCES[name]
                 sets = [source(settings.data_dir, part, download=True) for part in parts]
             else:
@@ -846,7 +846,7 @@ def estimate(stage, settings, data):
     if stage not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
         return
     throwaway, count = dataclasses.replace(settings, out=None), settings.images * len(data.classes)
-    with torch.random.fork_rng(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
+    with torch.random.fork_rng(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
         if stage == "all":

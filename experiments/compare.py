@@ -1,7 +1,7 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
     python train.py                                                                     # a finished run, in runs/shapes
-    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs: an hour on two CPU cores
+    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs, each about a minute
     python -m experiments.compare --methods "saliency, weight 1.0" "none, weight 1.0"   # some of them
 
 Each run is an ordinary run folder below --out. compare.json has a row for each method, with a value for each seed; the same
