@@ -659,6 +659,16 @@ def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
         assert torch.equal(noise, data.fixed_noise(count, seed)) and torch.equal(c, labels[:count]) and not has_gradient
 
 
+def test_names_stand_over_the_middle_of_their_columns_and_beside_that_of_their_rows(tmp_path):
+    rows = torch.full((2, 3, 1, 8, 8), 200, dtype=torch.uint8)  # drawn as squares of 64 pixels, 8 apart
+    train.save_picture(tmp_path / "names.png", rows, ["up", "down"], ["aa", "bb", "cc"])
+    black = np.array(PIL.Image.open(tmp_path / "names.png").convert("L")) < 100
+    left, top = 7 * len("down") + 12 + 8, 20 + 8  # of the first square
+    middle = lambda lines: abs(np.flatnonzero(lines).mean() - 31.5) < 4  # noqa: E731
+    assert all(middle(black[:top, left + 72 * i :][:, :64].any(0)) for i in range(3))
+    assert all(middle(black[top + 72 * i :, :left][:64].any(1)) for i in range(2)) and not black[top:, left:].any()
+
+
 def test_steps_to_forget_needs_forgetting_that_lasts():
     rows = [(1, 0, 0.9), (1, 0.95, 0.98), (0.9, 0.95, 0.98), (1, 0.95, 0.95), (0.95, 0.9, 0.97), (1, 1, 0.98)]
     curve = [dict(step=10 + i, unlearning_accuracy=u, cover_share=c, retain_accuracy=r) for i, (u, c, r) in enumerate(rows)]
