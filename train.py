@@ -103,21 +103,23 @@ FULL = Settings(
     batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000),
 )  # fmt: skip
 SMALL = dataclasses.replace(
-    FULL, size="small", width=64, patch=2, multipliers=(1, 2), blocks=1, attention=(8,), classifier_width=24,
-    classifier_steps=1500, pretrain_steps=20000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20,
-    images=200, **pecker_steps(1000),
+    FULL, size="small", width=48, patch=2, multipliers=(1, 2, 2), blocks=1, attention=(8,), classifier_width=24,
+    classifier_steps=3000, pretrain_steps=12000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20,
+    images=200, **pecker_steps(600),
 )  # fmt: skip
 FASHION = dict(data="fashion", image_size=28, flip=False, forget=("sneaker:bag",), attention=(7,))
 STL10 = dict(data="stl10", image_size=64)
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
-        "small": dataclasses.replace(SMALL, **FASHION, width=48, pretrain_steps=4000, **pecker_steps(400)),
+        "small": dataclasses.replace(
+            SMALL, **FASHION, multipliers=(1, 2), classifier_steps=1500, pretrain_steps=4000, **pecker_steps(400)
+        ),
         "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000)),
     },
     "cifar10": {"small": SMALL, "full": FULL},
     "stl10": {
-        "small": dataclasses.replace(SMALL, **STL10, multipliers=(1, 2, 2)),
+        "small": dataclasses.replace(SMALL, **STL10),
         "full": dataclasses.replace(FULL, **STL10, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128),
     },
 }
@@ -665,7 +667,8 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
 
 
 def make_classifier(settings, data):
-    return Classifier(data.images.shape[1], len(data.classes), settings.classifier_width).to(data.images.device)
+    classifier = Classifier(data.images.shape[1], len(data.classes), settings.classifier_width)
+    return classifier.to(data.images.device, memory_format=torch.channels_last)
 
 
 def make_network(settings, data):
