@@ -469,7 +469,7 @@ def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     assert train.parse_args(["--data", "."])[1].out == Path("runs", Path.cwd().name)
     status, printed, _ = run("--help")
     assert status == 0 and all(f"--{name.replace('_', '-')} " in printed for name in expected)
-    assert "; cifar10 small: 1000; cifar10 full: 4000; stl10 small: 1000;" in " ".join(printed.split())
+    assert "; cifar10 small: 600; cifar10 full: 4000; stl10 small: 600;" in " ".join(printed.split())
 
 
 def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures_and_pixels(tmp_path, monkeypatch):
@@ -647,6 +647,7 @@ def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
     assert train.measure(data, Judge(), real_features, pairs, draw, labels, 7) == {
         "unlearning_accuracy": pytest.approx(18 / 20), "cover_share": pytest.approx(17 / 20),
         "retain_accuracy": pytest.approx(19 / 20), "precision": 24, "recall": 20,
+        "class_accuracy": {"a": pytest.approx(0.2), "b": pytest.approx(0.9), "c": 1, "d": 0},
         "forget_histogram": pytest.approx({"a": 0.1, "b": 0.85, "c": 0, "d": 0.05, "e": 0}),
         "forget_entropy": pytest.approx(-0.984 * math.log(0.984) - 4 * 0.004 * math.log(0.004)),
         "frechet_distance": train.frechet_distance(retained_real, features[retained]),

@@ -431,6 +431,7 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
         "unlearning_accuracy": share(guess[forgotten] != labels[forgotten]),
         "cover_share": share(guess[forgotten] == cover_of[labels[forgotten]]),
         "retain_accuracy": share(guess[~forgotten] == labels[~forgotten]),
+        "class_accuracy": {data.classes[i]: share(guess[labels == i] == i) for i in labels.unique().tolist()},
         "forget_histogram": dict(zip(data.classes, histogram.tolist())),
         "forget_entropy": torch.special.entr(probabilities[forgotten]).sum(1).mean().item(),
         "frechet_distance": if_enough(frechet_distance, retained_real, features[~forgotten]),
@@ -798,7 +799,7 @@ def evaluate(settings, data, classifier, teacher, generators):
     print(f"\n{settings.data}: forget {in_words(settings.forget)}; {len(labels)} images; classifier {accuracy:.4f} on real ones")
     print(" " * 46 + "".join(name.rjust(20) for name in metrics))
     higher = ("unlearning_accuracy", "cover_share", "retain_accuracy", "inception_score", "precision", "recall")
-    for key in [key for key in metrics["generator"] if key not in ("forget_histogram", "images")]:
+    for key in [key for key in metrics["generator"] if key not in ("class_accuracy", "forget_histogram", "images")]:
         text = f"{key.replace('_', ' ')} ({'higher' if key in higher else 'lower'} is better)"
         values = [row.get(key) for row in metrics.values()]
         print(text.ljust(46) + "".join(f"{'-' if value is None else f'{value:.4g}':>20}" for value in values))
