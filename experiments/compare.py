@@ -1,11 +1,11 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
     python train.py                                                                     # a finished run, in runs/shapes
-    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs, each about a minute
-    python -m experiments.compare --methods "saliency, weight 1.0" "none, weight 1.0"   # some of them
+    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs, two to three minutes each
+    python -m experiments.compare --methods "saliency, weight 1" "none, weight 1"       # some of them
+    python -m experiments.compare --runs runs/job*                                      # reads finished run folders instead
 
-Each run is an ordinary run folder below --out. compare.json has a row for each method, with a value for each seed; the same
-command continues where it stopped, and other methods or more seeds add to what is there.
+Each run is an ordinary run folder below --out, with metrics.json; the same command continues where it stopped.
 """
 
 import dataclasses
@@ -13,40 +13,25 @@ import functools
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import train
-from experiments.relearn import copy_cover_rows, make_parser, mean_and_spread, positive, print_rows
-from pecker import NoiseSchedule, generate, noise_prediction_loss, saliency_mask, sample_ddim
+from experiments import results
+from experiments.intervals import in_words
+from experiments.relearn import copy_cover_rows, make_parser, positive, print_rows
+from pecker import noise_prediction_loss, saliency_mask, sample_ddim
 
 METHODS = {
-    f"{mask}, weight {weight}": dict(mask=mask, forget_weight=weight, mask_every=1)
-    for weight in (0.1, 1.0, 0.01) for mask in ("saliency", "random", "none")
+    f"{mask}, weight {weight:g}": dict(mask=mask, forget_weight=weight, mask_every=1)
+    for weight in (1.0, 0.1, 0.01) for mask in ("saliency", "random", "none")
 }  # fmt: skip
-METHODS["saliency once, weight 0.1"] = dict(mask="saliency", forget_weight=0.1, mask_every=0)
+METHODS["saliency once, weight 1"] = dict(mask="saliency", forget_weight=1.0, mask_every=0)
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0, mask_every=1)  # distilled without forgetting; see copy_cover_rows
 COLUMNS = {
     "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",
     "cover_share": "cover share", "retain_accuracy": "retain", "frechet_distance": "Frechet",
-    "cover_frechet_distance": "Frechet cover", "frechet_wobble": "Frechet wobble",
+    "cover_frechet_distance": "Frechet cover", "wobble": "wobble",
 }  # fmt: skip
-
-
-def wobble(curve):
-    """How unsteady a run is: the standard deviation of the Frechet distance of its raw weights along its second half."""
-    late = [line["frechet_distance"] for line in curve if line["weights"] == "raw" and line["step"] > curve[-1]["step"] / 2]
-    return None if None in late else float(np.std(late))
-
-
-def differences(rows):
-    """What the mask does: the saliency mask minus its controls, seed by seed, in the form of `rows`."""
-    found = {}
-    for name in rows:
-        if name.startswith(("random, ", "none, ")) and (one := rows.get(f"saliency, {name.split(', ')[1]}")):
-            minus = lambda a, b: None if None in (a, b) else a - b  # noqa: E731
-            found[f"saliency - {name}"] = {key: [*map(minus, one[key], rows[name][key])] for key in one}
-    return found
 
 
 def overlap(first, second):
@@ -74,56 +59,57 @@ def describe_masks(pecker):
     return report
 
 
+def run_one(settings, data, classifier, teacher, name):
+    """An ordinary run, unlearn and evaluate, in settings.out; what is known besides goes into extra.json there."""
+    if not (settings.out / "metrics.json").exists():
+        train.open_folder("unlearn", settings, data)
+        nets, extra = train.unlearn(settings, data, classifier, teacher), {}
+        if name == "copied row":
+            pairs, path = train.parse_pairs(settings.forget, data.classes), settings.out / "generator.pt"
+            nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
+            product = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
+            train.write(path, functools.partial(torch.save, product))
+            extra = {"method": name}
+        if name == "saliency, weight 1":
+            torch.manual_seed(settings.seed)
+            pecker = train.make_pecker(settings, data, teacher)
+            pecker.generator.load_state_dict(nets["raw"].state_dict())
+            extra = {"masks": describe_masks(pecker)}
+        train.write_json(settings.out / "extra.json", extra)
+        train.evaluate(settings, data, classifier, teacher, nets)
+    return results.read_run(settings.out)
+
+
 def main(argv):
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
-    parser.add_argument("--steps", type=positive, help="steps of Algorithm 1 (default: those of the run)")
-    args = parser.parse_args(argv)
-    settings, data, classifier, teacher, _ = train.load_run(args.run)
-    settings = dataclasses.replace(settings, teacher=args.run, steps=args.steps or settings.steps)
-    path, flags = args.out / "compare.json", {"run": str(args.run), "steps": settings.steps}
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else flags | {"methods": {}, "masks": []}
-    if {name: found[name] for name in flags} != flags:
-        train.fail(f"{path} has --run {found['run']} --steps {found['steps']}: give the same, or another --out")
-    rows = found["methods"]
-    # Everything is judged alike, the teacher too, though it forgets nothing: what the others must be seen beside.
-    pairs = train.parse_pairs(settings.forget, data.classes)
-    labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
-    schedule = NoiseSchedule().to(settings.device)
-    judged = data, classifier, classifier.judge(data.test_images)[0], pairs
-    for name, draw in {"DDIM": functools.partial(sample_ddim, steps=settings.ddim_steps), "one step": generate}.items():
-        report = train.measure(*judged, functools.partial(draw, teacher, schedule), labels, None)
-        rows[f"teacher, {name}"] = {key: [report.get(key)] for key in COLUMNS}
-
-    for name in args.methods:
-        row = rows.setdefault(name, {key: [] for key in COLUMNS})
-        for seed in range(len(row["cover_share"]), args.seeds):
+    parser.add_argument("--steps", type=positive, help="steps of Algorithm 1, with the rates for so many (default: as the run)")
+    parser.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="read finished runs, run nothing")
+    args, found = parser.parse_args(argv), []
+    for folder in args.runs or ():
+        try:
+            found.append(results.read_run(folder))
+        except ValueError as error:
+            print(f"left out: {error}")
+    if not args.runs:
+        settings, data, classifier, teacher, _ = train.load_run(args.run)
+        flags = {"teacher": args.run} | (train.pecker_steps(args.steps) if args.steps else {})
+        for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
             print(f"\n{name}, seed {seed}", flush=True)
-            folder = args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
-            one = dataclasses.replace(settings, **METHODS[name], seed=seed, out=folder)
-            train.open_folder("unlearn", one, data)
-            nets = train.unlearn(one, data, classifier, teacher)
-            curve = [line for line in train.read_log(folder) if "weights" in line]
-            net, steps = nets["average"], train.steps_to_forget([line for line in curve if line["weights"] == "average"])
-            if name == "copied row":
-                net, steps = copy_cover_rows(net, pairs), 0
-            report = train.measure(*judged, functools.partial(generate, net, schedule), labels, 1)
-            milliseconds = 1000 * torch.load(folder / "generator.pt", weights_only=True)["seconds"] / one.steps
-            report |= {"steps_to_forget": steps, "milliseconds_per_step": milliseconds, "frechet_wobble": wobble(curve)}
-            for key, values in row.items():
-                values.append(report[key])
-            if name == "saliency, weight 1.0":
-                torch.manual_seed(seed)
-                pecker = train.make_pecker(one, data, teacher)
-                pecker.generator.load_state_dict(nets["raw"].state_dict())
-                found["masks"].append(describe_masks(pecker))
-            train.write_json(path, found | train.environment(settings))
-    print_rows("mean ± std over seeds", rows, COLUMNS)
-    if minus := differences(rows):
-        print_rows("difference, same seed, mean ± 95 % interval", minus, COLUMNS, interval=True)
-    for key in found["masks"][0] if found["masks"] else ():
-        print(f"mask: {key.replace('_', ' ')} {mean_and_spread([masks[key] for masks in found['masks']])}")
+            flags["out"] = args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
+            one = dataclasses.replace(settings, **flags | METHODS[name], seed=seed)
+            found.append(run_one(one, data, classifier, teacher, name))
+    rows, minus = {}, {}
+    for key in COLUMNS:
+        for name, values in results.by_method(found, key).items():
+            rows.setdefault(name, {})[key] = list(values.values())
+        for name, values in results.differences(found, key).items():
+            minus.setdefault(name, {})[key] = values
+    print_rows("mean ± standard deviation over seeds", rows, COLUMNS)
+    print_rows("difference, same seed, mean ± 95 % interval", minus, COLUMNS, difference=True)
+    for key in next((one["masks"] for one in found if "masks" in one), ()):
+        print(f"mask: {key.replace('_', ' ')} {in_words([one['masks'][key] for one in found if 'masks' in one])}")
 
 
 if __name__ == "__main__":

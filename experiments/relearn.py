@@ -15,10 +15,10 @@ import functools
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import train
+from experiments.intervals import in_words
 from pecker import NoiseSchedule, generate, noise_prediction_loss, sample_ddim
 
 
@@ -36,24 +36,12 @@ def make_parser(text):
     return parser
 
 
-def mean_and_spread(values, interval=False):
-    """[numbers or None] -> "mean ± standard deviation" of those that are there, and their count if some are missing; interval: or
-    ± half of the 95 % confidence interval of the mean (Student's t), a little wide for more than ten numbers."""
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return f"{there[0]:.4g}" if there else "-"
-    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(there), 10) - 2]
-    spread = np.std(there, ddof=1) * (t / len(there) ** 0.5 if interval else 1)
-    missing = f" ({len(there)}/{len(values)})" if len(there) < len(values) else ""
-    return f"{np.mean(there):.4g} ± {spread:.2g}{missing}"
-
-
-def print_rows(title, rows, columns, interval=False):
+def print_rows(title, rows, columns, difference=False):
     """rows {name: {key: [a value per seed]}}, columns {key: text}: a table."""
     width = max(map(len, [*rows, title])) + 2
     print("\n" + title.ljust(width) + "".join(text.rjust(20) for text in columns.values()))
     for name, row in rows.items():
-        print(name.ljust(width) + "".join(mean_and_spread(row[key], interval).rjust(20) for key in columns))
+        print(name.ljust(width) + "".join(in_words(row[key], difference).rjust(20) for key in columns))
 
 
 def copy_cover_rows(net, pairs):

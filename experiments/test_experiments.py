@@ -5,13 +5,14 @@ import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import pecker
 import train
-from experiments import bench, compare, planted_bugs, relearn, tour
+from experiments import bench, compare, intervals, planted_bugs, relearn, results, tour
 from pecker import NoiseSchedule, Pecker
 from unet import UNet
 
@@ -56,28 +57,63 @@ def refused(capsys, main, *argv):
 
 
 def test_a_row_shows_mean_and_standard_deviation_of_what_is_there():
-    assert relearn.mean_and_spread([1, 3]) == "2 ± 1.4"
-    assert relearn.mean_and_spread([1, None, 3]) == "2 ± 1.4 (2/3)"
-    assert relearn.mean_and_spread([0.25]) == "0.25" and relearn.mean_and_spread([None]) == "-"
+    assert intervals.in_words([1, 3]) == "2 ± 1.4" and intervals.in_words([1, None, 3]) == "2 ± 1.4 (2 of 3)"
+    assert intervals.in_words([0.25]) == "0.25" and intervals.in_words([None]) == "never" and intervals.in_words([]) == "-"
+    assert intervals.in_words([2, 1], difference=True) == "+1.5 ± 6.4"  # 12.71 * (1 / sqrt 2) / sqrt 2
 
 
-def test_the_interval_is_students():
-    assert relearn.mean_and_spread([2, 1], interval=True) == "1.5 ± 6.4"  # 12.71 * (1 / sqrt 2) / sqrt 2
-    assert relearn.mean_and_spread([1, 2, 3], interval=True) == "2 ± 2.5"  # 4.30 / sqrt 3
-    assert relearn.mean_and_spread([0, 1] * 50, interval=True) == "0.5 ± 0.11"  # 2.26 * 0.5025 / 10
+def test_intervals_and_p_values_are_students():
+    table = {1: 12.7062, 2: 4.30265, 4: 2.77645, 9: 2.26216, 30: 2.04227}  # 97.5 % quantiles of the printed tables
+    for n, quantile in table.items():
+        values = np.random.default_rng(n).normal(size=n + 1)
+        mean, half = intervals.interval(values)
+        assert mean == pytest.approx(values.mean())
+        assert half == pytest.approx(quantile * values.std(ddof=1) / (n + 1) ** 0.5, rel=1e-4)
+        assert intervals.p_value(values - values.mean() + half) == pytest.approx(0.05, rel=1e-3)  # zero is just outside
+    assert intervals.p_value([1, 0]) == pytest.approx(0.5)  # t = 1 with one degree of freedom: Cauchy's quartile
+    assert intervals.p_value([0, 0]) == 1 and intervals.p_value([2, 2]) == 0
+
+
+def test_two_halves_of_the_seeds_of_one_method_differ_as_seldom_as_the_interval_says():
+    rng = np.random.default_rng(0)
+    means_and_halves = [intervals.interval(rng.normal(size=5) - rng.normal(size=5)) for _ in range(400)]
+    assert np.mean([abs(mean) < half for mean, half in means_and_halves]) == pytest.approx(0.95, abs=0.025)
+
+
+def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_keeps_their_order():
+    assert intervals.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert intervals.holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1} and intervals.holm({}) == {}
+
+
+def result(method="none, weight 1", seed=0, **figures):
+    generator = dict(steps_to_forget=50, cover_share=1.0) | figures
+    curve = dict(step=[0, 5, 6, 10], raw=dict(frechet_distance=[0, 5, 6, 10]))
+    flags, figures = dict(steps=100), dict(generator=generator)
+    return dict(method=method, seed=seed, seconds=dict(pecker=20.0), flags=flags, figures=figures, curve=curve)
+
+
+def test_figures_of_a_result_are_of_its_generator_its_time_and_its_curve():
+    one = result()
+    assert results.figure(one, "cover_share") == 1 and results.figure(one, "milliseconds_per_step") == 200
+    assert results.figure(one, "seconds_to_forget") == 10 and results.figure(one, "wobble") == 2  # of 6 and 10
+    assert results.figure(result(steps_to_forget=None), "seconds_to_forget") is None
+    one["curve"]["raw"]["frechet_distance"][-1] = None
+    assert results.figure(one, "wobble") is None
 
 
 def test_the_difference_between_methods_is_taken_seed_by_seed():
-    rows = {"saliency, weight 1.0": {"a": [3, 5, None]}, "none, weight 1.0": {"a": [1, 4, 2]}, "copied row": {"a": [0, 0, 0]}}
-    assert compare.differences(rows) == {"saliency - none, weight 1.0": {"a": [2, 1, None]}}
-    assert compare.differences({"none, weight 1.0": {"a": [1]}}) == {}
+    found = [result("saliency, weight 1", seed, cover_share=value) for seed, value in ((1, 5), (0, 3), (2, None), (3, 9))]
+    found += [result("none, weight 1", seed, cover_share=value) for seed, value in enumerate((1, 4, 2))]
+    found += [result("random, weight 0.1"), result("copied row")]
+    assert results.differences(found, "cover_share") == {"saliency - none, weight 1": [2, 1]}
+    assert results.by_method(found, "cover_share")["saliency, weight 1"] == {1: 5, 0: 3, 2: None, 3: 9}
 
 
-def test_wobble_is_the_spread_of_the_raw_weights_in_the_second_half():
-    curve = [{"weights": "raw", "step": step, "frechet_distance": step} for step in (0, 5, 6, 10)]
-    curve += [line | {"weights": "average", "frechet_distance": 0} for line in curve]
-    assert compare.wobble(curve) == 2  # of 6 and 10
-    assert compare.wobble([line | {"frechet_distance": None} for line in curve]) is None
+def test_a_method_is_named_by_its_flags():
+    flags = dict(mask="saliency", mask_every=1, keep=0.5, forget_weight=1.0)
+    assert results.method_of(flags) == "saliency, weight 1"
+    assert results.method_of(flags | dict(mask_every=0, keep=0.25)) == "saliency once 0.25, weight 1"
+    assert results.method_of(flags | dict(mask="none", mask_every=0, keep=0.25, forget_weight=0.01)) == "none, weight 0.01"
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
@@ -104,26 +140,36 @@ def test_masks_of_disjoint_images_are_described_beside_chance():
     assert report.keys() == names | {"overlap_by_chance"} and all(0 < report[name] < 1 for name in names)
 
 
-def test_compare_runs_every_method_once_and_keeps_what_it_had(finished, tmp_path, capsys):
-    shared = ["--run", str(finished), "--out", str(tmp_path)]
-    compare.main([*shared, "--seeds", "2", "--steps", "1", "--methods", "saliency, weight 1.0", "copied row"])
-    first, names = read(tmp_path / "compare.json"), {"saliency, weight 1.0", "copied row", "teacher, DDIM", "teacher, one step"}
-    assert first["methods"].keys() == names and len(first["masks"]) == 2
-    lengths = {name: {len(values) for values in row.values()} for name, row in first["methods"].items()}
-    assert lengths == {"saliency, weight 1.0": {2}, "copied row": {2}, "teacher, DDIM": {1}, "teacher, one step": {1}}
-    assert first["methods"]["copied row"]["steps_to_forget"] == [0, 0]
-    folders = {"saliency-1.0-seed0", "saliency-1.0-seed1", "copied-row-seed0", "copied-row-seed1"}
-    assert {path.name for path in tmp_path.iterdir()} == folders | {"compare.json"}
-    flags = read(tmp_path / "copied-row-seed1" / "settings.json")["flags"]
-    assert (flags["mask"], flags["forget_weight"], flags["seed"], flags["steps"]) == ("none", 0.0, 1, 1)
+def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp_path, capsys, monkeypatch):
+    shared, out = ["--run", str(finished), "--out", str(tmp_path / "runs"), "--steps", "1"], tmp_path / "runs"
+    compare.main([*shared, "--seeds", "1", "--methods", "saliency, weight 1", "copied row"])
+    assert {path.name for path in out.iterdir()} == {"saliency-1-seed0", "copied-row-seed0"}
+    flags = read(out / "copied-row-seed0" / "settings.json")["flags"]
+    assert (flags["mask"], flags["forget_weight"], flags["seed"], flags["steps"]) == ("none", 0.0, 0, 1)
+    rows = torch.load(out / "copied-row-seed0" / "generator.pt", weights_only=True)["raw"]["embed_class.weight"]
+    assert torch.equal(rows[0], rows[5]) and not torch.equal(rows[0], rows[1])
+    before = (out / "copied-row-seed0" / "metrics.json").read_bytes()
 
     capsys.readouterr()
-    compare.main([*shared, "--seeds", "1", "--steps", "1", "--methods", "none, weight 1.0"])
-    printed, second = capsys.readouterr().out, read(tmp_path / "compare.json")
-    assert second["methods"].keys() == names | {"none, weight 1.0"} and second["masks"] == first["masks"]
-    assert all(second["methods"][name] == first["methods"][name] for name in names)
-    assert "saliency - none, weight 1.0" in printed and "mask: overlap teacher with retained" in printed
-    assert "--steps 1" in refused(capsys, compare.main, *shared, "--steps", 2)
+    compare.main([*shared, "--seeds", "1", "--methods", "saliency, weight 1", "none, weight 1", "copied row"])
+    printed = capsys.readouterr().out
+    assert "saliency - none, weight 1" in printed and "mask: overlap teacher with retained" in printed
+    assert (out / "copied-row-seed0" / "metrics.json").read_bytes() == before
+
+    (out / "none-1-seed0" / "metrics.json").unlink()
+    compare.main(["--runs", *map(str, out.iterdir()), str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.count("left out: ") == 2 and f"left out: {tmp_path} is not the folder of a finished run" in printed
+    assert "copied row" in printed and "saliency, weight 1 " in printed
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    results.main(map(str, out.iterdir()))
+    kept = results.load(data="shapes", steps=1)
+    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load(steps=2)
+    assert kept[1]["masks"].keys() >= {"overlap_by_chance"} and str(tmp_path) not in json.dumps(kept)
+    log = [line["cover_share"] for line in train.read_log(out / "saliency-1-seed0") if line.get("weights") == "raw"]
+    assert kept[1]["curve"]["raw"]["cover_share"] == pytest.approx(log, abs=1e-4)
+    assert kept[1]["figures"].items() <= results.read_json(out / "saliency-1-seed0" / "metrics.json").items()
 
 
 # --- relearn ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""What is kept of a finished run, and what is read off it.
+
+    python -m experiments.results runs/compare/*seed*     # copies what tables and plots need to experiments/results/
+
+A result is one small JSON file: method, flags (the data by name, no other path), commit, versions, device, seconds, figures and
+curve of one run folder.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import train
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def read_json(path):
+    """With four digits of every number: more would say nothing."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_float=lambda text: float(f"{float(text):.4g}"))
+
+
+def method_of(flags):
+    """The name of a method in tables, from the flags of its run."""
+    once = " once" if flags["mask"] != "none" and flags["mask_every"] == 0 else ""
+    keep = f" {flags['keep']:g}" if flags["mask"] != "none" and flags["keep"] != 0.5 else ""
+    return f"{flags['mask']}{once}{keep}, weight {flags['forget_weight']:g}"
+
+
+def read_run(folder):
+    """A finished run folder -> its result. ValueError that names the folder if it is not one."""
+    try:
+        metrics, log = read_json(folder / "metrics.json"), (folder / "log.jsonl").read_text(encoding="utf-8")
+        extra = read_json(folder / "extra.json") if (folder / "extra.json").exists() else {}
+        about, lines = metrics.pop("settings"), [json.loads(line) for line in log.splitlines()]
+        flags = about.pop("flags")
+        curve = {"step": [line["step"] for line in lines if line.get("weights") == "raw"]}
+        for weights in ("average", "raw"):
+            points = [line for line in lines if line.get("weights") == weights]
+            keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
+            curve[weights] = {key: [point[key] and float(f"{point[key]:.4g}") for point in points] for key in keys}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder} is not the folder of a finished run: {error}") from error
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=FOLDER.parent, capture_output=True, text=True)
+    name = {"method": method_of(flags), "seed": flags["seed"], "commit": git.stdout.strip()} | extra
+    return name | about | {"flags": flags | {"data": Path(flags["data"]).name}, "figures": metrics, "curve": curve}
+
+
+def load(**conditions):
+    """The results in experiments/results/ with these flags, in the order of their files."""
+    found = [read_json(path) for path in sorted(FOLDER.glob("*.json"))]
+    return [one for one in found if all(one["flags"][name] == value for name, value in conditions.items())]
+
+
+def figure(result, key):
+    """A figure of the generator's average, of its time, or of its curve; None if there is none.
+
+    wobble: how unsteady a run is, the standard deviation of the Frechet distance of its raw weights along its second half.
+    """
+    milliseconds = 1000 * result["seconds"]["pecker"] / result["flags"]["steps"]
+    forgotten, curve = result["figures"]["generator"]["steps_to_forget"], result["curve"]
+    if key == "wobble":
+        late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
+        return None if None in late else float(np.std(late))
+    if key == "milliseconds_per_step":
+        return milliseconds
+    if key == "seconds_to_forget":
+        return None if forgotten is None else forgotten * milliseconds / 1000
+    return result["figures"]["generator"][key]
+
+
+def by_method(found, key):
+    """Results -> {method: {seed: figure}}."""
+    rows = {}
+    for one in found:
+        rows.setdefault(one["method"], {})[one["seed"]] = figure(one, key)
+    return rows
+
+
+def differences(found, key):
+    """{"saliency - none, weight 1": [numbers]}: what the mask does, seed by seed, beside its controls of the same weight."""
+    rows, minus = by_method(found, key), {}
+    for method in rows:
+        first = "saliency, " + method.split(", ")[-1]
+        if method.startswith(("random, ", "none, ")) and first in rows:
+            pairs = [(rows[first][seed], rows[method][seed]) for seed in sorted(rows[first].keys() & rows[method].keys())]
+            minus[f"saliency - {method}"] = [a - b for a, b in pairs if None not in (a, b)]
+    return minus
+
+
+def main(argv):
+    FOLDER.mkdir(exist_ok=True)
+    for folder in argv:
+        try:
+            result = read_run(Path(folder))
+        except ValueError as error:
+            print(f"left out: {error}")
+            continue
+        words = f"{result['flags']['data']} {' '.join(result['flags']['forget'])} {result['method']} seed{result['seed']}"
+        name = "-".join("".join(c if c.isalnum() or c == "." else " " for c in words).split()) + ".json"
+        (FOLDER / name).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        print(name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
