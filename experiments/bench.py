@@ -1,4 +1,4 @@
-"""How fast is a step, where does its time go, and what would its passes through the networks alone take?
+"""How fast is a step, where does its time go, and how much memory does it need?
 
     python -m experiments.bench                               # half a minute; at least three rounds
     python -m experiments.bench --data cifar10 --width 128    # the flags of train.py
@@ -45,22 +45,6 @@ def make_pretraining_step(settings, data):
     return step
 
 
-def bare_passes(pecker, noisy, t, c):
-    """The passes through networks that one step without a mask refresh needs, B images for each of the two terms, and no more."""
-    B = pecker.batch_size
-    for batch in zip(noisy.split(B), t.split(B), c.split(B)):
-        with torch.no_grad():  # steps 2, 3: images; then the fake score, back to its weights
-            pecker.generator(*batch)
-        weights = list(pecker.fake_score.requires_grad_(True).parameters())
-        torch.autograd.grad(pecker.fake_score(*batch).sum(), weights)
-        pecker.fake_score.requires_grad_(False)
-    for batch in zip(noisy.split(B), t.split(B), c.split(B)):
-        images = pecker.generator(*batch)  # steps 5, 6: images; both critics, back to the images; from there to the weights
-        x = batch[0].clone().requires_grad_()
-        critics = pecker.teacher(x, *batch[1:]).sum() + pecker.fake_score(x, *batch[1:]).sum()
-        torch.autograd.grad(images, pecker.weights, torch.autograd.grad(critics, x))
-
-
 def peak_memory(device):
     """Bytes, or None where that is not known."""
     if device == "cuda":
@@ -78,8 +62,6 @@ def main(argv, seconds=30):
         peckers = {name: train.make_pecker(dataclasses.replace(settings, **flags), data, net) for name, flags in variants.items()}
     pecker, B = peckers["kept"], settings.batch_size
     retain, forget = pecker.draw_labels(pecker.retained, B), pecker.draw_labels(pecker.forgotten, B)
-    batch = pecker.draw_noise(2 * B), pecker.draw_times(2 * B, pecker.t_min, pecker.t_max), torch.cat([retain, forget])
-    few = [part[:B] for part in batch]
     timed = {
         "pretraining step": make_pretraining_step(settings, data),
         "SFD step (no mask, weight 0.01)": peckers["SFD"].step,
@@ -88,8 +70,6 @@ def main(argv, seconds=30):
         "  steps 2-3, fake score": lambda: pecker.update_fake_score(retain, forget),
         "  step 4, mask": peckers["refreshed"].make_mask,
         "  steps 5-6, generator": lambda: pecker.update_generator(retain, forget),
-        "network passes of a step, bare": lambda: bare_passes(pecker, *batch),
-        "network passes of a mask, bare": lambda: torch.autograd.grad(pecker.generator(*few).sum(), pecker.weights),
     }
     wait = getattr(torch, settings.device).synchronize
     times, begin = {name: [] for name in timed}, time.perf_counter()
@@ -111,10 +91,7 @@ def main(argv, seconds=30):
         images = settings.pretrain_batch_size if name == "pretraining step" else 2 * B
         print(f"{name:<34}{1000 * value:10.1f} ms{images / value:10.0f} images/s")
     step, refreshed = median["PECKER step, mask kept"], median["PECKER step, mask refreshed"]
-    bare = median["network passes of a step, bare"]
     for name, ratio in {
-        "PECKER step, mask kept / its bare network passes": step / bare,
-        "PECKER step, mask refreshed / its bare network passes": refreshed / (bare + median["network passes of a mask, bare"]),
         "PECKER step, mask refreshed / SFD step": refreshed / median["SFD step (no mask, weight 0.01)"],
         "PECKER step, mask refreshed / pretraining step": refreshed / median["pretraining step"],
     }.items():

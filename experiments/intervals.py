@@ -52,3 +52,11 @@ def in_words(values, difference=False):
     mean, spread = interval(there) if difference else (np.mean(there), np.std(there, ddof=1))
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
     return f"{mean:{'+' if difference else ''}.3g} ± {spread:.2g}{missing}"
+
+
+def share_in_words(count, total):
+    """A share with its 95 % interval (Wilson 1927), which is not empty at 0 and 1 either."""
+    share, z = count / total, 1.96
+    middle, half = (share + z**2 / (2 * total)), z * np.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    low, high = (max(0, one / (1 + z**2 / total)) for one in (middle - half, middle + half))
+    return f"{share:.3g} ({low:.2g} to {high:.2g})"

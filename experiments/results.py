@@ -35,6 +35,7 @@ def read_run(folder):
     try:
         metrics, log = read_json(folder / "metrics.json"), (folder / "log.jsonl").read_text(encoding="utf-8")
         extra = read_json(folder / "extra.json") if (folder / "extra.json").exists() else {}
+        extra |= {name: read_json(folder / f"{name}.json") for name in ("relearn", "probe") if (folder / f"{name}.json").exists()}
         about, lines = metrics.pop("settings"), [json.loads(line) for line in log.splitlines()]
         flags = about.pop("flags")
         curve = {"step": [line["step"] for line in lines if line.get("weights") == "raw"]}

@@ -3,7 +3,9 @@
 import argparse
 import functools
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 
 import pecker
 import train
-from experiments import bench, compare, intervals, planted_bugs, relearn, results, tour
+from experiments import bench, compare, intervals, planted_bugs, plots, probe, relearn, results, tour
 from pecker import NoiseSchedule, Pecker
 from unet import UNet
 
@@ -207,7 +209,7 @@ def test_relearning_tunes_a_copy_and_only_what_it_says(only_embedding, monkeypat
 
 
 def test_relearn_fills_its_table_and_continues(finished, capsys):
-    shared = ["--run", str(finished), "--limit", "2", "--images", "5"]
+    shared = ["--run", str(finished), "--limit", "1", "--images", "5"]
     relearn.main([*shared, "--seeds", "1"])
     first, printed = read(finished / "relearn.json")["rows"], capsys.readouterr().out
     assert len(first) == 9 and all({len(row["ddim"]), len(row["one_step"])} == {1} for row in first.values())
@@ -217,17 +219,83 @@ def test_relearn_fills_its_table_and_continues(finished, capsys):
     second, printed = read(finished / "relearn.json")["rows"], capsys.readouterr().out
     assert printed.count("seed 1: back") == 9 and "seed 0: back" not in printed
     assert all(second[name][way][:1] == first[name][way] for name in first for way in ("ddim", "one_step"))
-    assert "--limit 2" in refused(capsys, relearn.main, "--run", finished, "--limit", 4, "--images", 5)
+    assert "--limit 1" in refused(capsys, relearn.main, "--run", finished, "--limit", 4, "--images", 5)
 
 
 def test_the_retrained_teacher_has_the_teachers_seed_and_never_sees_the_class(finished):
-    relearn.main(["--run", str(finished), "--limit", "2", "--images", "5", "--seeds", "1"])
+    relearn.main(["--run", str(finished), "--limit", "1", "--images", "5", "--seeds", "1"])
     folder = finished / "relearn" / "retrained"
     assert read(folder / "settings.json")["flags"]["seed"] == 3 and read(finished / "settings.json")["flags"]["seed"] == 5
     [counts] = [line["labels"] for line in train.read_log(folder) if "labels" in line]
     assert counts["red-disc"] == 0 and counts["blue-disc"] == 1000
     plain = read(finished / "relearn" / "plain" / "settings.json")["flags"]
     assert (plain["forget_weight"], plain["mask"]) == (0.0, "none")
+
+
+# --- probe and plots -------------------------------------------------------------------------------------------------
+
+
+class Bright(nn.Module):
+    """Calls a picture by 1 if it is bright, by 0 if it is dark."""
+
+    def forward(self, x):
+        mean = 10 * x.mean(dim=(1, 2, 3))
+        return torch.stack([-mean, mean], dim=1)
+
+    def judge(self, images):
+        return None, self(train.to_float(images)).softmax(1)
+
+
+class Constant(nn.Module):
+    """Predicts the noise with which every picture has the brightness of its label, the first entry of its embedding."""
+
+    def __init__(self, brightness):
+        super().__init__()
+        self.embed_class = nn.Embedding.from_pretrained(torch.tensor(brightness)[:, None], freeze=False)
+
+    def forward(self, noisy, t, c):
+        schedule = NoiseSchedule()
+        alpha, sigma = schedule.alpha[t][:, None, None, None], schedule.sigma[t][:, None, None, None]
+        return (noisy - alpha * self.embed_class(c)[:, :, None, None]) / sigma
+
+
+def test_probes_count_what_the_classifier_calls_by_the_class_and_inversion_finds_it_by_the_embedding():
+    net, schedule, pictures = Constant([-0.5, 0.9]), NoiseSchedule(), torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+    data = train.Data(["dark", "bright"], pictures, None, pictures, torch.tensor([0, 0, 0, 0, 1, 1]), False)
+    draw, c = functools.partial(pecker.generate, net, schedule), torch.tensor([0, 1, 1])
+    assert probe.share_called(Bright(), draw, data.fixed_noise(3, 0), c, 1) == (2, 3)
+    assert [probe.clean_real(net, schedule, Bright(), data, label) for label in (0, 1)] == [(4, 4), (2, 2)]
+    wrong = Constant([-0.5, -0.9])  # label 1 is drawn dark, until its embedding is changed
+    reached = probe.invert(wrong, schedule, Bright(), data, 1, steps=40)
+    assert list(reached) == [0, 10, 20, 30, 40] and reached[0] == (0, 500) and reached[40] == (500, 500)
+    assert wrong.embed_class.weight[1].item() == pytest.approx(-0.9)  # a copy was changed
+
+
+def test_shares_have_an_interval_that_is_not_empty():
+    assert intervals.share_in_words(0, 100) == "0 (0 to 0.037)" and intervals.share_in_words(50, 100) == "0.5 (0.4 to 0.6)"
+
+
+def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, capsys):
+    probe.main(["--run", str(finished), "--images", "9", "--steps", "4"])
+    found, printed = read(finished / "probe.json"), capsys.readouterr().out
+    assert found.keys() == {"PECKER", "teacher", "retrained teacher", "copied row", "the run's classifier", "a second classifier"}
+    assert found["PECKER"].keys() == {"seeds", "leak", "inversion", "real", "real, retained class"}
+    assert found["PECKER"]["leak"][1] == 9 and found["PECKER"]["real"][1] == 200 and "PECKER; seeds: " in printed
+
+
+def test_plots_put_numbers_where_they_belong():
+    svg = plots.lines("t & t", "x", "y", {"a": ([0, 10], [0, 1], [0, 1], [0, 1]), "b": ([0, 10], [1, 0], [1, 0], [1, 0])})
+    root = ElementTree.fromstring(svg)
+    paths = [node.get("d") for node in root if node.get("stroke-width") == "2"]
+    left, right, bottom, top = plots.LEFT, plots.WIDTH - plots.RIGHT, plots.HEIGHT - plots.BOTTOM, plots.TOP
+    assert paths[0] == f"M{left}.0 {bottom}.0L{right}.0 {top}.0" and paths[1] == f"M{left}.0 {top}.0L{right}.0 {bottom}.0"
+    assert {"t & t", "x", "y", "a", "b", "0", "10", "0.2"} <= {node.text for node in root}
+    root = ElementTree.fromstring(plots.dots("t", "x", [("a", 1.0, 1.0), ("b", 3.0, 0.5)], [(0, "zero")]))
+    spans = [[float(x) for x in re.findall(r"[\d.]+", node.get("d"))] for node in root if node.get("stroke-width") == "2"]
+    middles = [float(node.get("cx")) for node in root if node.tag.endswith("circle")]
+    assert [x1 + (x2 - x1) / 2 for x1, _, x2, _ in spans] == pytest.approx(middles, abs=0.1)
+    assert spans[0][2] - spans[0][0] == pytest.approx(2 * (spans[1][2] - spans[1][0]), abs=0.3)
+    assert plots.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1]) and plots.ticks(-3, 12) == [-2, 0, 2, 4, 6, 8, 10, 12]
 
 
 # --- flags, bench and tour -------------------------------------------------------------------------------------------
@@ -246,24 +314,6 @@ def test_bench_prints_parts_ratios_and_memory_without_data(capsys):
     assert all(word in printed for word in ("pretraining step", "mask refreshed / SFD step", "images/s", "FLOP/s"))
     assert bench.resource is None or "peak memory" in printed
     assert "width" in refused(capsys, bench.main, *TINY, "--width", 6)
-
-
-def test_bare_passes_are_as_many_as_a_step_makes():
-    pecker = Pecker(small_unet(), NoiseSchedule(), {0: 1}, 3, (3, 8, 8), batch_size=2, mask="none")
-    images = dict.fromkeys(("teacher", "fake_score", "generator"), 0)
-
-    def count(name):
-        def hook(net, given, drawn):
-            images[name] += len(given[0])
-
-        getattr(pecker, name).register_forward_hook(hook)
-
-    for name in images:
-        count(name)
-    pecker.step()
-    step = dict(images)
-    bench.bare_passes(pecker, torch.randn(4, 3, 8, 8), torch.full((4,), 400), torch.tensor([1, 2, 0, 0]))
-    assert {name: images[name] - step[name] for name in images} == step == {"teacher": 4, "fake_score": 8, "generator": 8}
 
 
 def test_the_tour_ends_with_its_picture(tmp_path, monkeypatch):

@@ -1,0 +1,105 @@
+"""Is the class still inside? Four attacks without training, on PECKER's generator and on three controls, with 95 % intervals.
+
+    python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
+
+seeds: 5,000 pictures at the forgotten label; leak: as many at retained labels; how many are called by the forgotten class?
+inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; on fresh noise, in how
+    many of 500 pictures does it, after how many steps?
+real: real pictures of the class, noised to t_init and cleaned in one step at the forgotten label; how many are still called by
+    it? Beside it the same with the first retained class and its label.
+The headline figures of the run are judged once more by a second classifier with another seed.
+"""
+
+import copy
+import dataclasses
+import functools
+
+import torch
+from torch.nn import functional as F
+
+import train
+from experiments.intervals import share_in_words
+from experiments.relearn import make_controls, make_parser, positive
+from pecker import NoiseSchedule, generate, sample_ddim
+
+T_INIT = 440  # where the generator works
+
+
+def share_called(classifier, draw, noise, c, label):
+    """Of the pictures draw(noise, c), how many are called `label`: (count, of how many)."""
+    guess = classifier.judge(train.draw_pictures(draw, noise, c))[1].argmax(1)
+    return int((guess == label).sum()), len(guess)
+
+
+def invert(net, schedule, classifier, data, label, steps):
+    """Optimise the embedding of `label` through generator and classifier -> {step: (count, of 500)} at five points."""
+    net, classifier = copy.deepcopy(net).requires_grad_(False), classifier.eval()
+    embedding = net.embed_class.weight.requires_grad_()
+    optimizer = torch.optim.Adam([embedding], lr=0.05)  # its entries are of size 1
+    c = torch.full((500,), label, device=embedding.device)
+    reached, points = {}, {round(steps * i / 4) for i in range(5)}
+    for step in range(steps + 1):
+        if step in points:
+            fresh = data.fixed_noise(500, seed=5)
+            reached[step] = share_called(classifier, functools.partial(generate, net, schedule), fresh, c, label)
+        pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
+        loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return reached
+
+
+def clean_real(net, schedule, classifier, data, label):
+    """Real test pictures of a class, noised to t_init and cleaned at its label in one step: how many are still called by it."""
+    x = train.to_float(data.test_images[data.test_labels == label])
+    c, t = torch.full((len(x),), label, device=x.device), torch.full((len(x),), T_INIT, device=x.device)
+    noisy = schedule.add_noise(x, t, data.fixed_noise(len(x), seed=6))
+    draw = lambda noisy, c: schedule.predict_x0(noisy, t[: len(c)], net(noisy, t[: len(c)], c))  # noqa: E731
+    return share_called(classifier, draw, noisy, c, label)
+
+
+def main(argv):
+    parser = make_parser(__doc__)
+    parser.add_argument("--images", type=positive, default=5000, help="pictures for seeds and leak (default: 5000)")
+    parser.add_argument("--steps", type=positive, default=200, help="steps of the inversion (default: 200)")
+    args = parser.parse_args(argv)
+    settings, data, classifier, teacher, generators = train.load_run(args.run)
+    pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
+    copied, retrained = make_controls(settings, data, classifier, teacher)
+    label, *_ = pairs
+    retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)
+    nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": retrained, "copied row": copied}
+    found, noise = {}, data.fixed_noise(args.images, seed=4)
+    for name, net in nets.items():
+        many_steps = functools.partial(sample_ddim, steps=settings.ddim_steps)
+        draw = functools.partial(many_steps if "teacher" in name else generate, net, schedule)
+        c = torch.full((args.images,), label, device=settings.device)
+        others = retained[torch.arange(args.images, device=settings.device) % len(retained)]
+        torch.manual_seed(0)
+        found[name] = {
+            "seeds": share_called(classifier, draw, noise, c, label),
+            "leak": share_called(classifier, draw, noise, others, label),
+            "inversion": invert(net, schedule, classifier, data, label, args.steps),
+            "real": clean_real(net, schedule, classifier, data, label),
+            "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
+        }
+        for probe, shares in found[name].items():
+            shares = shares if isinstance(shares, dict) else {"": shares}
+            words = ", ".join(f"{step} {share_in_words(*share)}".strip() for step, share in shares.items())
+            print(f"{name}; {probe}: {words}", flush=True)
+
+    second = dataclasses.replace(settings, seed=settings.seed + 1000, out=args.run / "probe")
+    train.open_folder("pretrain", second, data)
+    judge, kept = train.train_classifier(second, data), ("unlearning_accuracy", "cover_share", "retain_accuracy")
+    labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
+    draw = functools.partial(generate, generators["average"], schedule)
+    for name, classifier in {"the run's classifier": classifier, "a second classifier": judge}.items():
+        figures = train.measure(data, classifier, classifier.judge(data.test_images)[0], pairs, draw, labels, 1, curve=True)
+        found[name] = {key: figures[key] for key in kept}
+        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found[name].items()))
+    train.write_json(args.run / "probe.json", found)
+
+
+if __name__ == "__main__":
+    train.run_program(main)
