@@ -1,7 +1,7 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
     python train.py                                                                     # a finished run, in runs/shapes
-    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs, two to three minutes each
+    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 65 runs, two to three minutes each
     python -m experiments.compare --methods "saliency, weight 1" "none, weight 1"       # some of them
     python -m experiments.compare --runs runs/job*                                      # reads finished run folders instead
 
@@ -22,11 +22,13 @@ from experiments.relearn import copy_cover_rows, make_parser, positive, print_ro
 from pecker import noise_prediction_loss, saliency_mask, sample_ddim
 
 METHODS = {
-    f"{mask}, weight {weight:g}": dict(mask=mask, forget_weight=weight, mask_every=1)
-    for weight in (1.0, 0.1, 0.01) for mask in ("saliency", "random", "none")
+    f"{mask}, weight {weight:g}": dict(mask=mask, forget_weight=weight)
+    for weight in (1.0, 0.1) for mask in ("saliency", "random", "none")
 }  # fmt: skip
+METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
+METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
 METHODS["saliency once, weight 1"] = dict(mask="saliency", forget_weight=1.0, mask_every=0)
-METHODS["copied row"] = dict(mask="none", forget_weight=0.0, mask_every=1)  # distilled without forgetting; see copy_cover_rows
+METHODS |= {f"saliency {keep:g}, weight 1": dict(mask="saliency", forget_weight=1.0, keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
 COLUMNS = {
     "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",
     "cover_share": "cover share", "retain_accuracy": "retain", "frechet_distance": "Frechet",
@@ -63,18 +65,18 @@ def run_one(settings, data, classifier, teacher, name):
     """An ordinary run, unlearn and evaluate, in settings.out; what is known besides goes into extra.json there."""
     if not (settings.out / "metrics.json").exists():
         train.open_folder("unlearn", settings, data)
-        nets, extra = train.unlearn(settings, data, classifier, teacher), {}
+        nets, extra = train.unlearn(settings, data, classifier, teacher), {"compared": True}
         if name == "copied row":
             pairs, path = train.parse_pairs(settings.forget, data.classes), settings.out / "generator.pt"
             nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
             product = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
             train.write(path, functools.partial(torch.save, product))
-            extra = {"method": name}
+            extra["method"] = name
         if name == "saliency, weight 1":
             torch.manual_seed(settings.seed)
             pecker = train.make_pecker(settings, data, teacher)
             pecker.generator.load_state_dict(nets["raw"].state_dict())
-            extra = {"masks": describe_masks(pecker)}
+            extra["masks"] = describe_masks(pecker)
         train.write_json(settings.out / "extra.json", extra)
         train.evaluate(settings, data, classifier, teacher, nets)
     return results.read_run(settings.out)

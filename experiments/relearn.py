@@ -97,7 +97,7 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
 def main(argv):
     parser = make_parser(__doc__)
     parser.add_argument("--images", type=positive, default=100, help="pictures of the class to learn from (default: 100)")
-    parser.add_argument("--limit", type=positive, default=100, help="steps to give up after; 20 times with retained ones (default: 100)")
+    parser.add_argument("--limit", type=positive, default=100, help="steps to give up after (default: 100)")
     args = parser.parse_args(argv)
     settings, data, classifier, teacher, generators = train.load_run(args.run)
     path, flags = args.run / "relearn.json", {"images": args.images, "limit": args.limit}

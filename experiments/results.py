@@ -2,8 +2,7 @@
 
     python -m experiments.results runs/compare/*seed*     # copies what tables and plots need to experiments/results/
 
-A result is one small JSON file: method, flags (the data by name, no other path), commit, versions, device, seconds, figures and
-curve of one run folder.
+A result is one small JSON file: method, flags (no path in them), commit, versions, device, seconds, figures and curve of a run.
 """
 
 import json
@@ -13,9 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-import train
+from experiments.intervals import holm, p_value
 
 FOLDER = Path(__file__).parent / "results"
+DATA = {"shapes": "shapes", "fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}  # names in flags and on pages
+FIGURES = {"steps_to_forget": "steps to forget", "unlearning_accuracy": "unlearning accuracy", "cover_share": "cover share"}
+FIGURES |= {"retain_accuracy": "retain accuracy", "frechet_distance": "Frechet, retained", "precision": "precision"}
+FIGURES |= {"recall": "recall", "cover_frechet_distance": "Frechet, cover"}
+# What the paper claims of the mask: in a word, the figure that shows it, and the sign of a difference that supports it.
+CLAIMS = [("faster", "steps_to_forget", -1), ("faster", "seconds_to_forget", -1), ("steadier", "wobble", -1)]
+CLAIMS += [("harmless", "retain_accuracy", 1), ("harmless", "frechet_distance", -1)]
 
 
 def read_json(path):
@@ -61,15 +67,15 @@ def figure(result, key):
 
     wobble: how unsteady a run is, the standard deviation of the Frechet distance of its raw weights along its second half.
     """
-    milliseconds = 1000 * result["seconds"]["pecker"] / result["flags"]["steps"]
-    forgotten, curve = result["figures"]["generator"]["steps_to_forget"], result["curve"]
+    seconds, curve = result["seconds"]["pecker"] / result["flags"]["steps"], result["curve"]
     if key == "wobble":
         late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
         return None if None in late else float(np.std(late))
     if key == "milliseconds_per_step":
-        return milliseconds
+        return 1000 * seconds
     if key == "seconds_to_forget":
-        return None if forgotten is None else forgotten * milliseconds / 1000
+        steps = figure(result, "steps_to_forget")
+        return None if steps is None else steps * seconds
     return result["figures"]["generator"][key]
 
 
@@ -90,6 +96,21 @@ def differences(found, key):
             pairs = [(rows[first][seed], rows[method][seed]) for seed in sorted(rows[first].keys() & rows[method].keys())]
             minus[f"saliency - {method}"] = [a - b for a, b in pairs if None not in (a, b)]
     return minus
+
+
+def compared(data):
+    """The runs of experiments.compare, all from one teacher."""
+    return [one for one in load(data=data) if "compared" in one]
+
+
+def tested(data):
+    """[(claim, figure, sign, difference, its values, p-value corrected for the length of this list)]."""
+    found, rows = compared(data), []
+    for claim, key, sign in CLAIMS:
+        minus = differences(found, key)
+        rows += [(claim, key, sign, name, minus[name]) for name in minus if name.endswith("weight 1") and len(minus[name]) > 1]
+    corrected = holm({i: p_value(row[-1]) for i, row in enumerate(rows)})
+    return [(*row, corrected[i]) for i, row in enumerate(rows)]
 
 
 def main(argv):

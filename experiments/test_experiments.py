@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 import pecker
 import train
-from experiments import bench, compare, intervals, planted_bugs, plots, probe, relearn, results, tour
+from experiments import ablations, bench, compare, figures, intervals, planted_bugs, plots, probe, relearn, report, results, tour
 from pecker import NoiseSchedule, Pecker
 from unet import UNet
 
@@ -296,6 +297,43 @@ def test_plots_put_numbers_where_they_belong():
     assert [x1 + (x2 - x1) / 2 for x1, _, x2, _ in spans] == pytest.approx(middles, abs=0.1)
     assert spans[0][2] - spans[0][0] == pytest.approx(2 * (spans[1][2] - spans[1][0]), abs=0.3)
     assert plots.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1]) and plots.ticks(-3, 12) == [-2, 0, 2, 4, 6, 8, 10, 12]
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_table_and_plot_of_the_pages_is_what_the_results_give():
+    assert all(path.read_text("utf-8") == text for path, text in report.pages().items())
+    assert all((report.ROOT / "assets" / name).read_text("utf-8") == text for name, text in figures.pictures().items())
+
+
+def test_a_claim_is_told_only_where_the_corrected_difference_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for mask, seed in itertools.product(("saliency", "none", "random"), range(5)):
+        kept = dict.fromkeys(["unlearning_accuracy", "precision", "recall", "cover_frechet_distance", "frechet_distance"], 0.5)
+        kept |= dict(steps_to_forget=30 if mask == "saliency" else 50, retain_accuracy=0.9 - 0.01 * seed * (mask == "none"))
+        one = result(f"{mask}, weight 1", seed, **kept) | {"compared": True}
+        one |= {"flags": dict(data="shapes", steps=100), "masks": dict(overlap_by_chance=1 / 3, overlap_teacher=seed / 10)}
+        one["curve"]["average"] = dict(cover_share=[0, 0, 1, 1], retain_accuracy=[1, 1, 1, 1])
+        (tmp_path / f"{mask}{seed}.json").write_text(json.dumps(one))
+    rows = {tuple(row.split(" | ")[:2]): row for row in report.claims("").splitlines()}
+    assert "-20 ± 0 (p 0) | not run | not run | shapes: supp" in rows["| faster", "steps_to_forget"]
+    assert "shapes: cannot be told" in rows["| steadier", "wobble"] and "shapes: cannot" in rows["| harmless", "retain_accuracy"]
+    p_values = [row[-1] for row in results.tested("shapes") if row[1] == "retain_accuracy"]
+    assert p_values == [pytest.approx(6 * 0.0474, abs=1e-3), 1]
+    assert "| saliency, weight 1 | 30 ± 0 | 0.5 ± 0 | 1 ± 0 |" in report.methods("shapes")
+    names = "cover-share", "retain-accuracy", "mask-differences", "mask-overlaps"
+    assert figures.pictures().keys() == {"networks.svg"} | {f"shapes-{name}.svg" for name in names}
+
+
+def test_ablations_leave_a_picture_each_from_the_same_noise(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(ablations, "VARIANTS", {"default": {}, "fake-score-detached": {}, "again": {}})
+    ablations.main(["--run", str(finished), "--out", str(tmp_path / "runs")])
+    pictures = [(tmp_path / "assets" / f"ablation-{name}.png").read_bytes() for name in ablations.VARIANTS]
+    weights = [torch.load(tmp_path / "runs" / name / "generator.pt", weights_only=True)["raw"] for name in ablations.VARIANTS]
+    same = [all(torch.equal(weights[0][key], other[key]) for key in other) for other in weights]
+    assert same == [True, False, True] and len(pictures[0]) > 1000
 
 
 # --- flags, bench and tour -------------------------------------------------------------------------------------------

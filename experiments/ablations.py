@@ -1,0 +1,60 @@
+"""What does each part do to the pictures? One change at a time, from one teacher, same noise and labels: a grid for each.
+
+    python -m experiments.ablations --run runs/shapes      # 11 runs, two to three minutes each
+
+Writes assets/ablation-NAME.png: a column a class, three rows by the average of the generator.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+import train
+from experiments.compare import METHODS
+from experiments.relearn import make_parser
+from pecker import NoiseSchedule, Pecker, generate
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+class Detached(Pecker):
+    """No gradient through what the fake score answers: the literal reading of the paper's "stop gradient"."""
+
+    def update_generator(self, retain, forget):
+        net = self.fake_score
+        with mock.patch.object(self, "fake_score", lambda *inputs: net(*inputs).detach()):
+            return super().update_generator(retain, forget)
+
+
+VARIANTS = {
+    "default": {}, "no-forgetting": METHODS["copied row"], "no-mask": METHODS["none, weight 0.1"],
+    "random-mask": METHODS["random, weight 0.1"], "weight-1": METHODS["saliency, weight 1"], "sfd": METHODS["none, weight 0.01"],
+    "keep-0.1": dict(keep=0.1), "xi-0.5": dict(xi=0.5), "xi-1.5": dict(xi=1.5),
+    "fake-score-detached": {}, "fake-score-never-learns": dict(fake_score_lr=0.0),
+}  # fmt: skip
+
+
+def main(argv):
+    parser = make_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="FOLDER", help="default: runs/ablations")
+    args = parser.parse_args(argv)
+    settings, data, classifier, teacher, _ = train.load_run(args.run)
+    labels = torch.arange(len(data.classes), device=settings.device).repeat(3)
+    noise = data.fixed_noise(len(labels), seed=2)
+    for name, flags in VARIANTS.items():
+        one = dataclasses.replace(settings, **flags, teacher=args.run, out=args.out / name)
+        with mock.patch.object(train, "Pecker", Detached if name == "fake-score-detached" else Pecker):
+            train.open_folder("unlearn", one, data)
+            net = train.unlearn(one, data, classifier, teacher)["average"]
+        draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
+        rows = train.draw_pictures(draw, noise, labels).unflatten(0, (3, len(data.classes)))
+        ASSETS.mkdir(exist_ok=True)
+        train.save_picture(ASSETS / f"ablation-{name}.png", rows, [name] * 3, data.classes)
+        print(f"{name}: {ASSETS / f'ablation-{name}.png'}", flush=True)
+
+
+if __name__ == "__main__":
+    train.run_program(main)

@@ -1,0 +1,101 @@
+"""Makes every table and plot of README.md and experiments/README.md from the files in experiments/results/.
+
+    python -m experiments.report        # a second; a test makes them again and compares, so that no figure can be typed
+
+In a page, what stands between <!-- NAME DATA --> and <!-- end --> is made by TABLES[NAME] from the results of that data set.
+Plots go to assets/.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from experiments import figures, results
+from experiments.intervals import in_words, share_in_words
+from experiments.results import DATA, FIGURES, compared, tested
+
+ROOT = Path(__file__).parent.parent
+OF_A_RUN = {"wobble": "wobble", "milliseconds_per_step": "ms a step"}
+
+
+def markdown(head, rows):
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def main_job(data):
+    """The other runs: the generator's figures, in brackets the teacher's."""
+    found, rows = [one["figures"] | one for one in results.load(data=data) if "compared" not in one], []
+    for key, name in FIGURES.items():
+        both = [(one["generator"][key], one["teacher"].get(key)) for one in found]
+        rows.append([name, *(str(value) if old is None else f"{value} ({old})" for value, old in both)])
+    return markdown(["generator (teacher)", *(f"seed {one['seed']}" for one in found)], rows)
+
+
+def methods(data):
+    rows, found = {}, compared(data)
+    for key in FIGURES | OF_A_RUN:
+        for method, values in results.by_method(found, key).items():
+            rows.setdefault(method, [method]).append(in_words(list(values.values())))
+    return markdown([f"{len(found)} runs", *(FIGURES | OF_A_RUN).values()], rows.values())
+
+
+def differences(data):
+    rows = [(key, name, in_words(v, difference=True), len(v), f"{p:.2g}") for _, key, _, name, v, p in tested(data)]
+    return markdown(["figure", "difference", "mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}"], rows)
+
+
+def claims(_):
+    """Is a claim supported against no mask? Told only where the corrected p-value is below 0.05."""
+    rows = {(claim, key): [claim, key] for claim, key, _ in results.CLAIMS}
+    answers = {name: [] for name in rows}
+    for data, name in DATA.items():
+        for claim, key, sign, difference, values, p in tested(data):
+            if difference == "saliency - none, weight 1":
+                told = "supported" if sign * np.mean(values) > 0 else "not supported"
+                answers[claim, key].append(f"{name}: {told if p < 0.05 else 'cannot be told'}")
+                rows[claim, key].append(f"{in_words(values, difference=True)} (p {p:.2g})")
+        for row in rows.values():
+            row += ["not run"] * (3 + [*DATA].index(data) - len(row))
+    return markdown(["the mask is", "figure", *DATA.values(), "answer"], [[*rows[key], "; ".join(answers[key])] for key in rows])
+
+
+def overlaps(data):
+    masks = [one["masks"] for one in compared(data) if "masks" in one]
+    rows = [(key, in_words([one[key] for one in masks])) for key in (masks[0] if masks else ())]
+    return markdown(["overlap of two masks (intersection over union)", f"{len(masks)} runs"], rows)
+
+
+def relearning(data):
+    found = [one["relearn"]["rows"] for one in results.load(data=data) if "relearn" in one]
+    rows = [(*name.split("; "), in_words(row["ddim"]), in_words(row["one_step"])) for one in found for name, row in one.items()]
+    return markdown(["network", "tuned", "steps until it is back, DDIM", "one step"], rows)
+
+
+def probes(data):
+    rows, keys = [], ("seeds", "leak", "real", "real, retained class")
+    for probe in [one["probe"] for one in results.load(data=data) if "probe" in one]:
+        for name, row in [(name, row) for name, row in probe.items() if "seeds" in row]:
+            inversion = ", ".join(f"{step}: {share[0] / share[1]:.2g}" for step, share in row["inversion"].items())
+            rows.append([name, *(share_in_words(*row[key]) for key in keys), inversion])
+    return markdown(["network", *keys, "inversion, after so many steps"], rows)
+
+
+TABLES = [main_job, methods, differences, claims, overlaps, relearning, probes]
+
+
+def pages():
+    """{path of a page: its text with the tables as they are now}."""
+    makers = {maker.__name__: maker for maker in TABLES}
+    mark = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    make = lambda found: f"{found[1]}\n{makers[found[2]](found[3])}\n\n{found[4]}"  # noqa: E731
+    return {path: mark.sub(make, path.read_text("utf-8")) for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
+
+
+def main():
+    for path, text in (pages() | {ROOT / "assets" / name: text for name, text in figures.pictures().items()}).items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
