@@ -81,6 +81,10 @@ def test_schedule_is_ddpms_computed_in_float64():
     assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float32
     np.testing.assert_allclose(schedule.alpha, np.sqrt(signal), rtol=1e-7)
     np.testing.assert_allclose(schedule.sigma, np.sqrt(1 - signal), rtol=1e-7)
+    x, noise, t = images(2), images(2, seed=1), torch.tensor([3, 700])
+    noisy = torch.stack([signal[k] ** 0.5 * x[i] + (1 - signal[k]) ** 0.5 * noise[i] for i, k in enumerate(t)])
+    assert_close(schedule.add_noise(x, t, noise), noisy)
+    assert_close(schedule.predict_x0(noisy, t, noise), x)
 
 
 def test_noise_prediction_loss_is_a_mean_over_all_times_and_standard_noise():

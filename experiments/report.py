@@ -23,6 +23,15 @@ def markdown(head, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
+def result(data):
+    """The default run in four rows: before and after."""
+    rows = []
+    for one in [one["figures"] for one in results.load(data=data, seed=0) if "compared" not in one]:
+        for key in ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"):
+            rows.append([FIGURES[key], f"{one['teacher'][key]:.3g}", f"{one['generator'][key]:.3g}"])
+    return markdown(["", "teacher, 20 evaluations of the network a picture", "PECKER, one"], rows)
+
+
 def main_job(data):
     """The other runs: the generator's figures, in brackets the teacher's."""
     found, rows = [one["figures"] | one for one in results.load(data=data) if "compared" not in one], []
@@ -81,15 +90,19 @@ def probes(data):
     return markdown(["network", *keys, "inversion, after so many steps"], rows)
 
 
-TABLES = [main_job, methods, differences, claims, overlaps, relearning, probes]
+TABLES = [result, main_job, methods, differences, claims, overlaps, relearning, probes]
 
 
 def pages():
-    """{path of a page: its text with the tables as they are now}."""
-    makers = {maker.__name__: maker for maker in TABLES}
-    mark = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    make = lambda found: f"{found[1]}\n{makers[found[2]](found[3])}\n\n{found[4]}"  # noqa: E731
-    return {path: mark.sub(make, path.read_text("utf-8")) for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
+    """{path of a page: its text, with its tables and the lines of pecker.py that it points to as they are now}."""
+    makers, code = {maker.__name__: maker for maker in TABLES}, (ROOT / "pecker.py").read_text("utf-8").splitlines()
+    lines = {found[1]: i for i, line in enumerate(code, 1) if (found := re.match(r" *def (\w+)", line))}
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
+    for path, text in texts.items():
+        made = lambda found: f"{found[1]}\n{makers[found[2]](found[3])}\n\n{found[4]}"  # noqa: E731
+        text = re.sub(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", made, text, flags=re.DOTALL)
+        texts[path] = re.sub(r"(`(\w+)`\]\((?:../)?pecker.py#L)\d+", lambda found: f"{found[1]}{lines[found[2]]}", text)
+    return texts
 
 
 def main():
