@@ -20,6 +20,7 @@ import math
 import platform
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -75,6 +76,7 @@ class Settings:
     forget_weight: float = flag(0.1, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
     retain_weight: float = flag(1.0, "pecker", "lambda in Eq. 3, 4", (0, 1e6))
     xi: float = flag(1.2, "pecker", "xi in Eq. 7; if pictures turn to noise, try less", (-100, 100))
+    t_max: int = flag(400, "pecker", "networks are compared at times from 38 to below this; paper: 712", (39, 1000))
     steps: int = flag(150, "pecker", "steps of Algorithm 1", (1, 10**8))
     batch_size: int = flag(32, "pecker", "retained images a step, and as many forgotten ones", (1, 10**5))
     lr: float = flag(3e-4, "pecker", "learning rate of the generator; paper: 1e-5 for 50,000 steps", (0, 1e6))
@@ -468,8 +470,12 @@ def write_json(path, content):
 
 def environment(settings):
     name = torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
-    versions = {library.__name__: library.__version__ for library in (torch, torchvision, np)}
-    return {"device": f"{settings.device} ({name})", "threads": torch.get_num_threads(), "versions": versions}
+    versions, commit = {library.__name__: library.__version__ for library in (torch, torchvision, np)}, ""
+    with contextlib.suppress(OSError):  # there may be no git
+        git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    threads = torch.get_num_threads()
+    return {"device": f"{settings.device} ({name})", "threads": threads, "versions": versions, "commit": commit}
 
 
 def read_settings(folder):
@@ -731,7 +737,7 @@ def train_teacher(settings, data):
 
 
 def make_pecker(settings, data, teacher):
-    same = "retain_weight forget_weight xi keep mask mask_every lr fake_score_lr batch_size ddim_steps seed".split()
+    same = "retain_weight forget_weight xi t_max keep mask mask_every lr fake_score_lr batch_size ddim_steps seed".split()
     flags = {name: getattr(settings, name) for name in same}
     flags |= {"ema": 0.5 ** (1 / settings.ema_half_life), "num_forget_images": max(256, 2 * settings.batch_size)}
     pairs, schedule = parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)

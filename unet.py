@@ -7,8 +7,8 @@
       -> normalise, last convolution, + noisy  ->  eps (B, C, H, W)
 
 The time t and the label c enter every residual block through one vector: embedding(t) + table[c].
-The last term is not in DDPM. The input itself is nearly the best linear guess of the noise in it (for pictures of variance 0.2
-and t > 60), so that the network only has to find what is not noise. Without it, small networks draw pictures with drifting
+The last term is not in DDPM. The best linear guess of the noise is the input times 0.9 to 1.25 (for pictures of variance 0.2 and
+t > 60), so that the network only has to find what is not noise. Without it, small networks draw pictures with drifting
 brightness and leftover grain (measured in experiments/README.md, difference 12).
 Nothing in here is specific to PECKER: any module called as net(noisy, t, c) can take this one's place.
 """
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 
 def zero(module):
-    """Zero the parameters, so that a residual branch starts as the identity and the network as eps = noisy."""
+    """Zero the parameters, so that a residual block starts as the identity and the network as eps = noisy."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

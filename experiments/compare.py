@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import train
-from experiments import results
+from experiments import claims, results
 from experiments.intervals import in_words
 from experiments.relearn import copy_cover_rows, make_parser, positive, print_rows
 from pecker import noise_prediction_loss, saliency_mask, sample_ddim
@@ -106,7 +106,7 @@ def main(argv):
     for key in COLUMNS:
         for name, values in results.by_method(found, key).items():
             rows.setdefault(name, {})[key] = list(values.values())
-        for name, values in results.differences(found, key).items():
+        for name, values in claims.differences(found, key).items():
             minus.setdefault(name, {})[key] = values
     print_rows("mean ± standard deviation over seeds", rows, COLUMNS)
     print_rows("difference, same seed, mean ± 95 % interval", minus, COLUMNS, difference=True)

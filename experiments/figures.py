@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from experiments import plots
+from experiments.claims import tested
 from experiments.intervals import interval
-from experiments.results import DATA, FIGURES, by_method, compared, load, tested
+from experiments.results import DATA, FIGURES, by_method, compared, load
 
 CURVES = {f"{mask}, weight 1": f"{mask}, weight 1" for mask in ("saliency", "random", "none")}
 CURVES["none, weight 0.01"] = "SFD (none, 0.01)"
@@ -29,7 +30,7 @@ def curves(data, key):
 
 
 def mask_differences(data):
-    rows = [(name.removesuffix(", weight 1"), *interval(v)) for _, key, _, name, v, _ in tested(data) if key == "steps_to_forget"]
+    rows = [(name.removesuffix(", weight 1"), *interval(v)) for _, key, name, v, *_ in tested(data) if key == "steps_to_forget"]
     title = f"Steps to forget, {DATA[data]}: the saliency mask minus its controls, 95 % intervals"
     return rows and plots.dots(title, "steps", rows, [(0, "no difference")])
 
@@ -56,12 +57,12 @@ def keep_ratios(data, key="frechet_distance"):
 
 
 def relearning(data):
-    """How many steps until the class is back, all weights tuned on a hundred pictures of it."""
+    """How many steps until the class is back, all weights tuned on a hundred pictures of it, where it always came."""
     found = [one["relearn"]["rows"] for one in load(data=data) if "relearn" in one]
     rows = [
         (f"{name.split('; ')[0]}, {way.replace('_', ' ')}", *interval(row[way]))
         for one in found for name, row in one.items() if name.endswith("; all weights")
-        for way in ("ddim", "one_step") if None not in row[way]
+        for way in ("ddim", "one_step") if None not in row[way] and len(row[way]) > 1
     ]  # fmt: skip
     return rows and plots.dots(f"Steps until the class is back, {DATA[data]}: all weights, 95 % intervals", "steps", rows)
 

@@ -26,10 +26,10 @@ def interval(values, confidence=0.95):
 
 
 def p_value(values):
-    """Two-sided, of the hypothesis that the mean of at least two numbers is zero; where all are equal 1 if they are 0, else 0."""
+    """Two-sided, of the hypothesis that the mean of at least two numbers is zero; where all are equal, that of the sign test."""
     error = np.std(values, ddof=1) / np.sqrt(len(values))
     if error == 0:
-        return float(np.mean(values) == 0)
+        return 0.5 ** (len(values) - 1) if np.mean(values) else 1.0
     u, inside = angles(len(values) - 1)
     return float(1 - np.interp(np.arctan(abs(np.mean(values)) / error / np.sqrt(len(values) - 1)), u, inside))
 
@@ -47,10 +47,10 @@ def in_words(values, difference=False):
     """[number or None] -> "mean ± standard deviation", of a difference "± half of the 95 % interval"; how many, if some are
     missing."""
     there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return f"{there[0]:.3g}" if there else "never" if values else "-"
-    mean, spread = interval(there) if difference else (np.mean(there), np.std(there, ddof=1))
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
+    if len(there) < 2:
+        return f"{there[0]:.3g}{missing}" if there else "never" if values else "-"
+    mean, spread = interval(there) if difference else (np.mean(there), np.std(there, ddof=1))
     return f"{mean:{'+' if difference else ''}.3g} ± {spread:.2g}{missing}"
 
 
@@ -59,4 +59,4 @@ def share_in_words(count, total):
     share, z = count / total, 1.96
     middle, half = (share + z**2 / (2 * total)), z * np.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
     low, high = (max(0, one / (1 + z**2 / total)) for one in (middle - half, middle + half))
-    return f"{share:.3g} ({low:.2g} to {high:.2g})"
+    return f"{share:.4g} ({low:.4g} to {high:.4g})"

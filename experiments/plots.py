@@ -32,7 +32,7 @@ def lines(title, x_name, y_name, series, y_range=None):
     """series {name: (x, y, low, high)}, each a list of numbers of one length: a line a name, with a band from low to high."""
     xs = [x for one in series.values() for x in one[0]]
     ys = y_range or [y for one in series.values() for values in one[1:] for y in values]
-    (x0, x1), (y0, y1) = (min(xs), max(xs)), (min(ys), max(ys))
+    (x0, x1), (y0, y1) = ((low, high if high > low else low + 1) for low, high in ((min(xs), max(xs)), (min(ys), max(ys))))
     at_x = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)  # noqa: E731
     at_y = lambda y: HEIGHT - BOTTOM - (min(max(y, y0), y1) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
     parts = [text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_name, "middle"), text(LEFT, TOP - 2, y_name)]
@@ -55,7 +55,7 @@ def dots(title, x_name, rows, marks=()):
     each mark, such as zero or chance, a dashed line."""
     left, height = 250, TOP + 24 * len(rows) + BOTTOM
     edges = [value + sign * half for _, value, half in rows for sign in (-1, 1)] + [x for x, _ in marks]
-    low, high = min(edges), max(edges)
+    low, high = min(edges), max(max(edges), min(edges) + 1e-9)
     low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
     at_x = lambda x: left + (x - low) / (high - low) * (WIDTH - left - 30)  # noqa: E731
     bottom, parts = height - BOTTOM, [text((left + WIDTH) / 2, height - 8, x_name, "middle")]

@@ -3,11 +3,12 @@
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
 seeds: 5,000 pictures at the forgotten label; leak: as many at retained labels; how many are called by the forgotten class?
-inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; on fresh noise, in how
-    many of 500 pictures does it, after how many steps?
+inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; in how many of 500
+    pictures, from other noise, does a second classifier see it, after how many steps?
 real: real pictures of the class, noised to t_init and cleaned in one step at the forgotten label; how many are still called by
     it? Beside it the same with the first retained class and its label.
-The headline figures of the run are judged once more by a second classifier with another seed.
+The headline figures of the run are judged by the second classifier, too. Teachers draw with DDIM in seeds and leak, else all
+networks in one step.
 """
 
 import copy
@@ -31,8 +32,9 @@ def share_called(classifier, draw, noise, c, label):
     return int((guess == label).sum()), len(guess)
 
 
-def invert(net, schedule, classifier, data, label, steps):
-    """Optimise the embedding of `label` through generator and classifier -> {step: (count, of 500)} at five points."""
+def invert(net, schedule, classifier, judge, data, label, steps):
+    """Optimise the embedding of `label` through generator and classifier -> {step: (count, of 500)} at five points, counted by
+    another judge."""
     net, classifier = copy.deepcopy(net).requires_grad_(False), classifier.eval()
     embedding = net.embed_class.weight.requires_grad_()
     optimizer = torch.optim.Adam([embedding], lr=0.05)  # its entries are of size 1
@@ -41,7 +43,7 @@ def invert(net, schedule, classifier, data, label, steps):
     for step in range(steps + 1):
         if step in points:
             fresh = data.fixed_noise(500, seed=5)
-            reached[step] = share_called(classifier, functools.partial(generate, net, schedule), fresh, c, label)
+            reached[step] = share_called(judge, functools.partial(generate, net, schedule), fresh, c, label)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         optimizer.zero_grad()
@@ -67,6 +69,9 @@ def main(argv):
     settings, data, classifier, teacher, generators = train.load_run(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     copied, retrained = make_controls(settings, data, classifier, teacher)
+    second = dataclasses.replace(settings, seed=settings.seed + 1000, teacher=None, out=args.run / "probe")
+    train.open_folder("pretrain", second, data)
+    judge = train.train_classifier(second, data)
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)
     nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": retrained, "copied row": copied}
@@ -80,7 +85,7 @@ def main(argv):
         found[name] = {
             "seeds": share_called(classifier, draw, noise, c, label),
             "leak": share_called(classifier, draw, noise, others, label),
-            "inversion": invert(net, schedule, classifier, data, label, args.steps),
+            "inversion": invert(net, schedule, classifier, judge, data, label, args.steps),
             "real": clean_real(net, schedule, classifier, data, label),
             "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
         }
@@ -89,9 +94,7 @@ def main(argv):
             words = ", ".join(f"{step} {share_in_words(*share)}".strip() for step, share in shares.items())
             print(f"{name}; {probe}: {words}", flush=True)
 
-    second = dataclasses.replace(settings, seed=settings.seed + 1000, out=args.run / "probe")
-    train.open_folder("pretrain", second, data)
-    judge, kept = train.train_classifier(second, data), ("unlearning_accuracy", "cover_share", "retain_accuracy")
+    kept = "unlearning_accuracy", "cover_share", "retain_accuracy"
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
     draw = functools.partial(generate, generators["average"], schedule)
     for name, classifier in {"the run's classifier": classifier, "a second classifier": judge}.items():

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import figures, results
+from experiments.claims import CLAIMS, tested
 from experiments.intervals import in_words, share_in_words
-from experiments.results import DATA, FIGURES, compared, tested
+from experiments.results import DATA, FIGURES, compared
 
 ROOT = Path(__file__).parent.parent
 OF_A_RUN = {"wobble": "wobble", "milliseconds_per_step": "ms a step"}
@@ -33,7 +34,7 @@ def result(data):
 
 
 def main_job(data):
-    """The other runs: the generator's figures, in brackets the teacher's."""
+    """The runs of train.py itself: the generator's figures, in brackets the teacher's."""
     found, rows = [one["figures"] | one for one in results.load(data=data) if "compared" not in one], []
     for key, name in FIGURES.items():
         both = [(one["generator"][key], one["teacher"].get(key)) for one in found]
@@ -50,19 +51,18 @@ def methods(data):
 
 
 def differences(data):
-    rows = [(key, name, in_words(v, difference=True), len(v), f"{p:.2g}") for _, key, _, name, v, p in tested(data)]
+    rows = [(key, name, in_words(v, difference=True), len(v), f"{p:.2g}") for _, key, name, v, p, _ in tested(data)]
     return markdown(["figure", "difference", "mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}"], rows)
 
 
 def claims(_):
-    """Is a claim supported against no mask? Told only where the corrected p-value is below 0.05."""
-    rows = {(claim, key): [claim, key] for claim, key, _ in results.CLAIMS}
+    """What the paper claims of the mask, against no mask."""
+    rows = {(claim, key): [claim, key] for claim, key, *_ in CLAIMS}
     answers = {name: [] for name in rows}
     for data, name in DATA.items():
-        for claim, key, sign, difference, values, p in tested(data):
+        for claim, key, difference, values, p, answer in tested(data):
             if difference == "saliency - none, weight 1":
-                told = "supported" if sign * np.mean(values) > 0 else "not supported"
-                answers[claim, key].append(f"{name}: {told if p < 0.05 else 'cannot be told'}")
+                answers[claim, key].append(f"{name}: {answer}")
                 rows[claim, key].append(f"{in_words(values, difference=True)} (p {p:.2g})")
         for row in rows.values():
             row += ["not run"] * (3 + [*DATA].index(data) - len(row))

@@ -6,22 +6,16 @@ A result is one small JSON file: method, flags (no path in them), commit, versio
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-
-from experiments.intervals import holm, p_value
 
 FOLDER = Path(__file__).parent / "results"
 DATA = {"shapes": "shapes", "fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}  # names in flags and on pages
 FIGURES = {"steps_to_forget": "steps to forget", "unlearning_accuracy": "unlearning accuracy", "cover_share": "cover share"}
 FIGURES |= {"retain_accuracy": "retain accuracy", "frechet_distance": "Frechet, retained", "precision": "precision"}
 FIGURES |= {"recall": "recall", "cover_frechet_distance": "Frechet, cover"}
-# What the paper claims of the mask: in a word, the figure that shows it, and the sign of a difference that supports it.
-CLAIMS = [("faster", "steps_to_forget", -1), ("faster", "seconds_to_forget", -1), ("steadier", "wobble", -1)]
-CLAIMS += [("harmless", "retain_accuracy", 1), ("harmless", "frechet_distance", -1)]
 
 
 def read_json(path):
@@ -51,8 +45,7 @@ def read_run(folder):
             curve[weights] = {key: [point[key] and float(f"{point[key]:.4g}") for point in points] for key in keys}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder} is not the folder of a finished run: {error}") from error
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=FOLDER.parent, capture_output=True, text=True)
-    name = {"method": method_of(flags), "seed": flags["seed"], "commit": git.stdout.strip()} | extra
+    name = {"method": method_of(flags), "seed": flags["seed"]} | extra
     return name | about | {"flags": flags | {"data": Path(flags["data"]).name}, "figures": metrics, "curve": curve}
 
 
@@ -65,17 +58,20 @@ def load(**conditions):
 def figure(result, key):
     """A figure of the generator's average, of its time, or of its curve; None if there is none.
 
-    wobble: how unsteady a run is, the standard deviation of the Frechet distance of its raw weights along its second half.
+    wobble: how unsteady a run is, the root mean square of the changes of the Frechet distance of its raw weights from one point
+    of the curve to the next, along its second half.
     """
     seconds, curve = result["seconds"]["pecker"] / result["flags"]["steps"], result["curve"]
     if key == "wobble":
         late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
-        return None if None in late else float(np.std(late))
+        return None if None in late else float(np.sqrt(np.mean(np.diff(late) ** 2)))
     if key == "milliseconds_per_step":
         return 1000 * seconds
     if key == "seconds_to_forget":
         steps = figure(result, "steps_to_forget")
         return None if steps is None else steps * seconds
+    if key == "steps_to_forget" and result["method"] == "copied row":
+        return 0
     return result["figures"]["generator"][key]
 
 
@@ -87,30 +83,9 @@ def by_method(found, key):
     return rows
 
 
-def differences(found, key):
-    """{"saliency - none, weight 1": [numbers]}: what the mask does, seed by seed, beside its controls of the same weight."""
-    rows, minus = by_method(found, key), {}
-    for method in rows:
-        first = "saliency, " + method.split(", ")[-1]
-        if method.startswith(("random, ", "none, ")) and first in rows:
-            pairs = [(rows[first][seed], rows[method][seed]) for seed in sorted(rows[first].keys() & rows[method].keys())]
-            minus[f"saliency - {method}"] = [a - b for a, b in pairs if None not in (a, b)]
-    return minus
-
-
 def compared(data):
     """The runs of experiments.compare, all from one teacher."""
     return [one for one in load(data=data) if "compared" in one]
-
-
-def tested(data):
-    """[(claim, figure, sign, difference, its values, p-value corrected for the length of this list)]."""
-    found, rows = compared(data), []
-    for claim, key, sign in CLAIMS:
-        minus = differences(found, key)
-        rows += [(claim, key, sign, name, minus[name]) for name in minus if name.endswith("weight 1") and len(minus[name]) > 1]
-    corrected = holm({i: p_value(row[-1]) for i, row in enumerate(rows)})
-    return [(*row, corrected[i]) for i, row in enumerate(rows)]
 
 
 def main(argv):
@@ -121,7 +96,8 @@ def main(argv):
         except ValueError as error:
             print(f"left out: {error}")
             continue
-        words = f"{result['flags']['data']} {' '.join(result['flags']['forget'])} {result['method']} seed{result['seed']}"
+        kind = "compare" if "compared" in result else f"teacher{result['teacher_seed']}"
+        words = f"{result['flags']['data']} {' '.join(result['flags']['forget'])} {kind} {result['method']} seed{result['seed']}"
         name = "-".join("".join(c if c.isalnum() or c == "." else " " for c in words).split()) + ".json"
         (FOLDER / name).write_text(json.dumps(result) + "\n", encoding="utf-8")
         print(name)

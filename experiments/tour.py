@@ -1,4 +1,4 @@
-"""The whole method in one minute's reading: a network learns to draw ten shapes, then forgets one of them.
+"""The whole method in three minutes' reading: a network learns to draw ten shapes, then forgets one of them.
 
     python -m experiments.tour        # about 3 minutes on two CPU cores; leaves runs/tour.png
 
@@ -40,15 +40,15 @@ def main(teacher_steps=1000, pecker_steps=150):
             print(f"teacher, step {step}: error of the predicted noise {loss.item():.3f}", flush=True)
 
     # The generator starts as the teacher and learns to draw in one step what the teacher draws in many, without real pictures.
-    # Asked for a red disc it is judged by what the teacher knows of blue discs; that moves only the weights that matter most.
+    # Asked for a red disc it is judged by what the teacher knows of blue discs; this may move only the weights that matter most.
     pecker = Pecker(
         teacher, schedule, pairs={RED_DISC: BLUE_DISC}, num_classes=10, image_shape=(3, 16, 16), batch_size=32,
-        lr=3e-4, fake_score_lr=3e-4, forget_weight=0.1, ema=0.5 ** (1 / 20), ddim_steps=20, num_forget_images=64,
+        lr=3e-4, fake_score_lr=3e-4, forget_weight=0.1, t_max=400, ema=0.5 ** (1 / 20), ddim_steps=20, num_forget_images=64,
     )  # fmt: skip
     for step in range(pecker_steps):
         losses = pecker.step()
         if step % 25 == 0:
-            print(f"PECKER, step {step}: error of the fake score {losses['fake_score_forget_loss'].item():.1f}", flush=True)
+            print(f"PECKER, step {step}: error of the fake score {losses['fake_score_forget_loss'].item() / 768:.3f}", flush=True)
 
     noise, c = torch.randn(30, 3, 16, 16), torch.arange(10).repeat(3)  # three rows of the ten classes
     rows = torch.cat([sample_ddim(teacher, schedule, noise, c, steps=20), generate(pecker.ema, schedule, noise, c).detach()])
