@@ -27,7 +27,8 @@ PEAK_BF16 = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12
 
 def random_data(settings):
     """Random pictures of ten classes, of the right shape."""
-    images = torch.randint(256, (1000, 3, settings.image_size, settings.image_size), dtype=torch.uint8).to(settings.device)
+    shape = 1000, 1 if settings.data == "fashion" else 3, settings.image_size, settings.image_size
+    images = torch.randint(256, shape, dtype=torch.uint8).to(settings.device)
     labels = torch.arange(10, device=settings.device).repeat(100)
     return train.Data([f"class{label}" for label in range(10)], images, labels, images, labels, settings.flip)
 

@@ -29,11 +29,6 @@ METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
 METHODS["saliency once, weight 1"] = dict(mask="saliency", forget_weight=1.0, mask_every=0)
 METHODS |= {f"saliency {keep:g}, weight 1": dict(mask="saliency", forget_weight=1.0, keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
-COLUMNS = {
-    "steps_to_forget": "steps to forget", "milliseconds_per_step": "ms a step", "unlearning_accuracy": "unlearning",
-    "cover_share": "cover share", "retain_accuracy": "retain", "frechet_distance": "Frechet",
-    "cover_frechet_distance": "Frechet cover", "wobble": "wobble",
-}  # fmt: skip
 
 
 def overlap(first, second):
@@ -85,6 +80,7 @@ def run_one(settings, data, classifier, teacher, name):
 def main(argv):
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare")
+    parser.add_argument("--seeds", type=positive, default=5, help="how many seeds (default: 5)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--steps", type=positive, help="steps of Algorithm 1, with the rates for so many (default: as the run)")
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="read finished runs, run nothing")
@@ -103,13 +99,13 @@ def main(argv):
             one = dataclasses.replace(settings, **flags | METHODS[name], seed=seed)
             found.append(run_one(one, data, classifier, teacher, name))
     rows, minus = {}, {}
-    for key in COLUMNS:
+    for key in results.COLUMNS:
         for name, values in results.by_method(found, key).items():
             rows.setdefault(name, {})[key] = list(values.values())
         for name, values in claims.differences(found, key).items():
             minus.setdefault(name, {})[key] = values
-    print_rows("mean ± standard deviation over seeds", rows, COLUMNS)
-    print_rows("difference, same seed, mean ± 95 % interval", minus, COLUMNS, difference=True)
+    print_rows("mean ± standard deviation over seeds", rows, results.COLUMNS)
+    print_rows("difference, same seed, mean ± 95 % interval", minus, results.COLUMNS, difference=True)
     for key in next((one["masks"] for one in found if "masks" in one), ()):
         print(f"mask: {key.replace('_', ' ')} {in_words([one['masks'][key] for one in found if 'masks' in one])}")
 

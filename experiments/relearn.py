@@ -33,7 +33,6 @@ def make_parser(text):
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: train.fail(f"{message}; see --help")
     parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of a finished run (default: runs/shapes)")
-    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
     return parser
 
 
@@ -96,6 +95,7 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
 
 def main(argv):
     parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--images", type=positive, default=100, help="pictures of the class to learn from (default: 100)")
     parser.add_argument("--limit", type=positive, default=100, help="steps to give up after (default: 100)")
     args = parser.parse_args(argv)

@@ -14,10 +14,9 @@ import numpy as np
 from experiments import figures, results
 from experiments.claims import CLAIMS, tested
 from experiments.intervals import in_words, share_in_words
-from experiments.results import DATA, FIGURES, compared
+from experiments.results import COLUMNS, DATA, FIGURES, compared
 
 ROOT = Path(__file__).parent.parent
-OF_A_RUN = {"wobble": "wobble", "milliseconds_per_step": "ms a step"}
 
 
 def markdown(head, rows):
@@ -44,10 +43,10 @@ def main_job(data):
 
 def methods(data):
     rows, found = {}, compared(data)
-    for key in FIGURES | OF_A_RUN:
+    for key in COLUMNS:
         for method, values in results.by_method(found, key).items():
             rows.setdefault(method, [method]).append(in_words(list(values.values())))
-    return markdown([f"{len(found)} runs", *(FIGURES | OF_A_RUN).values()], rows.values())
+    return markdown([f"{len(found)} runs", *COLUMNS.values()], rows.values())
 
 
 def differences(data):

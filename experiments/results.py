@@ -16,6 +16,7 @@ DATA = {"shapes": "shapes", "fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}  # 
 FIGURES = {"steps_to_forget": "steps to forget", "unlearning_accuracy": "unlearning accuracy", "cover_share": "cover share"}
 FIGURES |= {"retain_accuracy": "retain accuracy", "frechet_distance": "Frechet, retained", "precision": "precision"}
 FIGURES |= {"recall": "recall", "cover_frechet_distance": "Frechet, cover"}
+COLUMNS = FIGURES | {"wobble": "wobble", "milliseconds_per_step": "ms a step"}
 
 
 def read_json(path):
@@ -64,7 +65,7 @@ def figure(result, key):
     seconds, curve = result["seconds"]["pecker"] / result["flags"]["steps"], result["curve"]
     if key == "wobble":
         late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
-        return None if None in late else float(np.sqrt(np.mean(np.diff(late) ** 2)))
+        return None if None in late or len(late) < 2 else float(np.sqrt(np.mean(np.diff(late) ** 2)))
     if key == "milliseconds_per_step":
         return 1000 * seconds
     if key == "seconds_to_forget":
