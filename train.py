@@ -41,9 +41,9 @@ from unet import UNet
 
 # What a command takes from its run folder, by groups of settings; the rest comes from flags or the preset. A folder is bound to
 # a group once that stage has begun in it, to "data", "run" and "precision" with the first stage, to "place" never.
-STAGES = {"all": ("precision",), "pretrain": ("precision", "pecker")}
-STAGES["unlearn"] = ("data", "classifier", "teacher", "run", "precision", "place")
-STAGES["evaluate"] = STAGES["sample"] = (*STAGES["unlearn"], "pecker")
+COMMANDS = {"all": ("precision",), "pretrain": ("precision", "pecker")}
+COMMANDS["unlearn"] = ("data", "classifier", "teacher", "run", "precision", "place")
+COMMANDS["evaluate"] = COMMANDS["sample"] = (*COMMANDS["unlearn"], "pecker")
 
 
 def flag(default, group, text, limits=None, **argparse_arguments):
@@ -154,7 +154,7 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
-    parser.add_argument("stage", nargs="?", choices=STAGES, default="all", help="(default: all)")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="all", help="(default: all)")
     groups = {group: parser.add_argument_group(group) for group in dict.fromkeys(GROUP_OF.values())}
     for name, field in FIELDS.items():
         group, text, limits, more = field.metadata.values()
@@ -171,8 +171,8 @@ def make_parser():
 
 
 def parse_args(argv):
-    """The command line -> stage, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
-    or teacher; from the run folder, if the stage takes it from there; else from the preset of the data."""
+    """The command line -> command, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
+    or teacher; from the run folder, if the command takes it from there; else from the preset of the data."""
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")
@@ -181,14 +181,14 @@ def parse_args(argv):
     fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
     if device == "cuda" and given.get("bf16") and not fast:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
-    stage, found = given.pop("stage"), {"data": "shapes", "bf16": fast}
+    command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
     for name, value in given.items():
         values, limits = value if isinstance(value, list) else [value], FIELDS[name].metadata["limits"]
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
             fail(f"--{name.replace('_', '-')} must be in [{limits[0]}, {limits[1]}], not {in_words(values)}")
         given[name] = tuple(value) if isinstance(value, list) else value
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
-    for folder, taken in (given["out"], STAGES[stage]), (given.get("teacher"), ("data", "classifier", "teacher")):
+    for folder, taken in (given["out"], COMMANDS[command]), (given.get("teacher"), ("data", "classifier", "teacher")):
         if folder and (saved := read_settings(folder)):
             found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken}
     known = found | {"teacher": None, "save_every": 0} | given
@@ -199,7 +199,7 @@ def parse_args(argv):
         share = math.sqrt(pictures / 60000) * known.get("image_size", preset.image_size) / 32
         steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"]))
-    return stage, dataclasses.replace(preset, **known)
+    return command, dataclasses.replace(preset, **known)
 
 
 # --- data: one uint8 tensor on the device; [-1, 1] inside networks ---------------------------------------------------
@@ -505,16 +505,16 @@ def load_product(folder, stage, settings, data):
     return nets
 
 
-def check(stage, settings, data):
+def check(command, settings, data):
     """What can be refused of settings, data and run folders once the data are known, before the run folder is touched."""
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
     home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
-    needed = {"unlearn": 2, "evaluate": 3, "sample": 3}.get(stage, 2 if settings.teacher else 0)
+    needed = {"unlearn": 2, "evaluate": 3, "sample": 3}.get(command, 2 if settings.teacher else 0)
     for product, (file, *_) in [*PRODUCTS.items()][:needed]:
-        path, command = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
+        path, earlier = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
         if not path.exists():
-            fail(f"{path} is missing: run `python train.py {command}` for its folder to the end, or give another folder")
+            fail(f"{path} is missing: run `python train.py {earlier}` for its folder to the end, or give another folder")
         if (out / file).exists() and (out / file).read_bytes() != path.read_bytes():
             fail(f"{out} was made from another {product} than {path}: leave --teacher out, or give another --out")
     for folder in {home, out}:
@@ -531,10 +531,10 @@ def check(stage, settings, data):
     read_log(out)
 
 
-def open_folder(stage, settings, data):
+def open_folder(command, settings, data):
     """Refuse what can be refused; then make the run folder, whole by itself: with classifier and teacher of --teacher."""
-    check(stage, settings, data)
-    if stage in ("evaluate", "sample"):
+    check(command, settings, data)
+    if command in ("evaluate", "sample"):
         return
     settings.out.mkdir(parents=True, exist_ok=True)
     saved = read_settings(settings.out) or {"begun": []}
@@ -767,7 +767,8 @@ def unlearn(settings, data, classifier, teacher):
             kept = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance", "images")
             lines.append({"step": done, "weights": weights} | {key: figures[key] for key in kept})
         if done in points:
-            album.frames[points.index(done)] = draw_pictures(draw, noise, columns).cpu()  # of the raw weights
+            draw = functools.partial(generate, pecker.generator, pecker.schedule)
+            album.frames[points.index(done)] = draw_pictures(draw, noise, columns).cpu()
         if done == settings.steps:
             names = [data.classes[label] for label in columns]
             save_picture(settings.out / "trajectory.png", album.frames, [f"step {point}" for point in points], names)
@@ -851,15 +852,15 @@ def write_samples(settings, data, generators):
 # --- the way of the data ---------------------------------------------------------------------------------------------
 
 
-def estimate(stage, settings, data):
+def estimate(command, settings, data):
     """Prints and logs what a new run will take on this machine. Times a few steps on throwaway copies."""
-    if stage not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
+    if command not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
         return
     throwaway, count = dataclasses.replace(settings, out=None), settings.images * len(data.classes)
     with torch.random.fork_rng(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
-        if stage == "all":
+        if command == "all":
             seconds["pecker"] = unlearn(throwaway, data, classifier, net)["raw"]
             noise = data.fixed_noise(min(250, count), 0)
             c = torch.arange(len(noise), device=settings.device) % len(data.classes)
@@ -882,17 +883,17 @@ def load_run(folder, device=None):
 
 
 def main(argv):
-    stage, settings = parse_args(argv)
+    command, settings = parse_args(argv)
     data = load_data(settings)
-    open_folder(stage, settings, data)
-    estimate(stage, settings, data)
+    open_folder(command, settings, data)
+    estimate(command, settings, data)
     classifier = train_classifier(settings, data)
     teacher = train_teacher(settings, data)
-    if stage != "pretrain":
+    if command != "pretrain":
         generators = unlearn(settings, data, classifier, teacher)
-    if stage in ("all", "evaluate"):
+    if command in ("all", "evaluate"):
         evaluate(settings, data, classifier, teacher, generators)
-    if stage == "sample":
+    if command == "sample":
         write_samples(settings, data, generators)
 
 
