@@ -623,6 +623,9 @@ def test_figures_are_their_definitions():
         return np.mean([any((p - m).norm().item() <= r for m, r in zip(members, radius)) for p in points])
 
     assert train.precision_recall(real, fake) == pytest.approx((share_inside(fake, real), share_inside(real, fake)))
+    assert train.precision_recall(real, real.flip(0)) == (1, 1)
+    collapsed = real[:1] + 1e-3 * gaussian(20)  # always nearly the same picture
+    assert train.precision_recall(real, collapsed) == (1, pytest.approx(0, abs=0.05))
     assert train.precision_recall(gaussian(4), gaussian(4)) == (1, 1) and train.inception_score(torch.eye(4)) == pytest.approx(4)
     slow = np.mean([sum(x * math.log(x / m) for x, m in zip(row, p.mean(0).tolist())) for row in p.tolist()])
     assert train.inception_score(p) == pytest.approx(math.exp(slow))
@@ -631,21 +634,29 @@ def test_figures_are_their_definitions():
             metric(*few)
 
 
-def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
-    class Judge:
-        """A classifier that reads the class off the first value of a picture, and the features off the next three."""
+class Judge:
+    """A classifier that reads the class off the first value of a picture, and the features off the next three."""
 
-        def judge(self, images):
-            pixels = images.flatten(1).double()
-            return pixels[:, 1:4], 0.98 * nn.functional.one_hot(pixels[:, 0].long().clamp(max=4), 5).double() + 0.004
+    def judge(self, images):
+        pixels = images.flatten(1).double()
+        return pixels[:, 1:4], 0.98 * nn.functional.one_hot(pixels[:, 0].long().clamp(max=4), 5).double() + 0.004
 
-    monkeypatch.setattr(train, "precision_recall", lambda real, fake: (len(real), len(fake)))
-    labels, real_labels = torch.arange(4).repeat_interleave(10), torch.arange(40) % 5
-    seen, pairs = [], {0: 1, 3: 1}  # 1 covers two, and counts twice
+
+def pictures_to_measure(order=range(5)):
+    """What measure() is given, class i of "abcde" at place order[i]: data, features of real ones, pairs, drawn, labels (40,)."""
+    order = torch.tensor(order)
     real, drawn = torch.randint(256, (2, 40, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    drawn[:, 0, 0, 0] = torch.tensor([1] * 7 + [0] * 2 + [3] + [1] * 9 + [2] + [2] * 10 + [1] * 10)
-    data = train.Data(list("abcde"), real, None, real, real_labels, False)
-    (features, probabilities), (real_features, _) = Judge().judge(drawn), Judge().judge(real)
+    seen_as = torch.tensor([1] * 7 + [0] * 2 + [3] + [1] * 9 + [2] + [2] * 10 + [1] * 10)
+    drawn[:, 0, 0, 0], real_labels = order[seen_as], order[torch.arange(40) % 5]
+    data = train.Data(["abcde"[i] for i in order.argsort()], real, None, real, real_labels, False)
+    pairs = {order[0].item(): order[1].item(), order[3].item(): order[1].item()}  # b covers two, and counts twice
+    return data, Judge().judge(real)[0], pairs, drawn, order[torch.arange(4).repeat_interleave(10)]
+
+
+def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
+    monkeypatch.setattr(train, "precision_recall", lambda real, fake: (len(real), len(fake)))
+    seen, (data, real_features, pairs, drawn, labels) = [], pictures_to_measure()
+    (features, probabilities), real_labels = Judge().judge(drawn), data.test_labels
     retained, retained_real = (labels == 1) | (labels == 2), real_features[(real_labels != 0) & (real_labels != 3)]
     draw = lambda noise, c: seen.append((noise, c, torch.is_grad_enabled())) or train.to_float(drawn[: len(c)])  # noqa: E731
     assert train.measure(data, Judge(), real_features, pairs, draw, labels, 7) == {
@@ -662,6 +673,15 @@ def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
     assert few["frechet_distance"] is few["precision"] is None and few["cover_frechet_distance"] is not None
     for (noise, c, has_gradient), (count, seed) in zip(seen, ((40, 0), (13, 1))):
         assert torch.equal(noise, data.fixed_noise(count, seed)) and torch.equal(c, labels[:count]) and not has_gradient
+
+
+def test_no_figure_depends_on_the_order_of_the_classes():
+    figures = []
+    for order in ([0, 1, 2, 3, 4], [3, 0, 4, 1, 2]):
+        data, real_features, pairs, drawn, labels = pictures_to_measure(order)
+        one = train.measure(data, Judge(), real_features, pairs, lambda *_, x=drawn: train.to_float(x), labels, 1)
+        figures.append({key: pytest.approx(value) for key, value in one.items()})
+    assert {key: value.expected for key, value in figures[1].items()} == figures[0]
 
 
 def test_names_stand_over_the_middle_of_their_columns_and_beside_that_of_their_rows(tmp_path):
@@ -745,13 +765,13 @@ def test_a_teacher_of_any_number_of_steps_is_the_average_of_its_weights(stage, s
 
 
 def test_unlearning_gives_every_flag_to_pecker_and_looks_at_about_fifty_points(stage):
-    flags = "--forget red:blue --keep 0.3 --mask random --mask-every 3 --xi 2 --forget-weight 4 --retain-weight 5 --lr 6"
-    flags = [*flags.split(), *"--fake-score-lr 7 --steps 150 --batch-size 300 --ddim-steps 9 --seed 10 --ema-half-life 2 --t-max 99".split()]
+    flags = "--forget red:blue --keep 0.3 --mask random --mask-every 3 --xi 2 --forget-weight 4 --retain-weight 5 --lr 6 --t-max 99"
+    flags = [*flags.split(), *"--fake-score-lr 7 --steps 150 --batch-size 300 --ddim-steps 9 --seed 10 --ema-half-life 2".split()]
     settings, data = load(*TINY, *flags)
     handed = stage(train.unlearn, flags, train.make_classifier(settings, data), train.make_network(settings, data))
     pecker = handed.parts["pecker"]
-    names = "keep mask_kind mask_every xi forget_weight retain_weight batch_size ddim_steps num_forget_images decay t_max".split()
-    assert [getattr(pecker, name) for name in names] == [0.3, "random", 3, 2, 4, 5, 300, 9, 600, 0.5**0.5, 99]
+    names = "keep mask_kind mask_every xi forget_weight retain_weight batch_size ddim_steps num_forget_images decay t_max"
+    assert [getattr(pecker, name) for name in names.split()] == [0.3, "random", 3, 2, 4, 5, 300, 9, 600, 0.5**0.5, 99]
     assert pecker.generator_optimizer.param_groups[0]["lr"] == 6 and pecker.fake_score_optimizer.param_groups[0]["lr"] == 7
     assert pecker.rng.initial_seed() == 10 and handed.looks == [*range(0, 151, 3)] and handed.images == 600
     assert [line["images"] for line in handed.look(3)] == [5 * 20 + 5 * 20] * 2

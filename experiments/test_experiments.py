@@ -309,6 +309,16 @@ def test_every_table_and_plot_of_the_pages_is_what_the_results_give():
     assert all((report.ROOT / "assets" / name).read_text("utf-8") == text for name, text in figures.pictures().items())
 
 
+def test_links_of_the_pages_lead_somewhere():
+    anchor = lambda title: re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")  # noqa: E731
+    texts = {path: path.read_text("utf-8") for path in report.pages()}
+    anchors = {path: {anchor(title) for title in re.findall(r"^#+ (.*)", text, re.MULTILINE)} for path, text in texts.items()}
+    for path, text in texts.items():
+        for target, name in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+            there = (path.parent / target).resolve() if target else path
+            assert there.exists() and (not name or name.startswith("L") or name in anchors[there]), (target, name)
+
+
 def test_a_claim_is_told_only_where_the_corrected_difference_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     for mask, seed in itertools.product(("saliency", "none", "random"), range(5)):
