@@ -34,7 +34,7 @@ def result(data):
     for one in [one["figures"] for one in default_runs(data)[:1]]:
         for key in ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"):
             rows.append([FIGURES[key], f"{one['teacher'][key]:.3g}", f"{one['generator'][key]:.3g}"])
-    return markdown(["", "teacher, 20 evaluations of the network a picture", "PECKER, one"], rows)
+    return markdown(["", "before", "after"], rows)
 
 
 def main_job(data):
