@@ -4,7 +4,8 @@ from experiments.intervals import holm, interval, p_value
 from experiments.results import by_method, compared
 
 # In a word, the figure that shows it, the sign of a difference that supports it, and how much worse would be no harm.
-CLAIMS = [("faster", "steps_to_forget", -1, 0), ("faster", "seconds_to_forget", -1, 0), ("steadier", "wobble", -1, 0)]
+# Seconds are left out: runs side by side measure the load of the machine; experiments.bench says what a step costs.
+CLAIMS = [("faster", "steps_to_forget", -1, 0), ("steadier", "wobble", -1, 0)]
 CLAIMS += [("harmless", "retain_accuracy", 1, 0.01), ("harmless", "frechet_distance", -1, 0.1)]
 
 
@@ -15,8 +16,8 @@ def differences(found, key):
     """
     rows, minus = by_method(found, key), {}
     for one in found:
-        if rows[one["method"]][one["seed"]] is None and key in ("steps_to_forget", "seconds_to_forget"):
-            rows[one["method"]][one["seed"]] = one["flags"]["steps"] if key[:5] == "steps" else one["seconds"]["pecker"]
+        if rows[one["method"]][one["seed"]] is None and key == "steps_to_forget":
+            rows[one["method"]][one["seed"]] = one["flags"]["steps"]
     for method in rows:
         first = "saliency, " + method.split(", ")[-1]
         if method.startswith(("random, ", "none, ")) and first in rows:

@@ -62,15 +62,12 @@ def figure(result, key):
     wobble: how unsteady a run is, the root mean square of the changes of the Frechet distance of its raw weights from one point
     of the curve to the next, along its second half.
     """
-    seconds, curve = result["seconds"]["pecker"] / result["flags"]["steps"], result["curve"]
+    curve = result["curve"]
     if key == "wobble":
         late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
         return None if None in late or len(late) < 2 else float(np.sqrt(np.mean(np.diff(late) ** 2)))
     if key == "milliseconds_per_step":
-        return 1000 * seconds
-    if key == "seconds_to_forget":
-        steps = figure(result, "steps_to_forget")
-        return None if steps is None else steps * seconds
+        return 1000 * result["seconds"]["pecker"] / result["flags"]["steps"]
     if key == "steps_to_forget" and result["method"] == "copied row":
         return 0
     return result["figures"]["generator"][key]
