@@ -53,7 +53,7 @@ def lines(title, x_name, y_name, series, y_range=None):
 def dots(title, x_name, rows, marks=()):
     """rows [(name, value, half of the interval)], marks (x, name): a dot a row, from top to bottom, its interval and its name;
     each mark, such as zero or chance, a dashed line."""
-    left, height = 250, TOP + 24 * len(rows) + BOTTOM
+    left, top, height = 250, 52, 52 + 24 * len(rows) + BOTTOM
     edges = [value + sign * half for _, value, half in rows for sign in (-1, 1)] + [x for x, _ in marks]
     low, high = min(edges), max(max(edges), min(edges) + 1e-9)
     low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
@@ -62,9 +62,9 @@ def dots(title, x_name, rows, marks=()):
     for x in ticks(low, high):
         parts += [line(at_x(x), bottom, at_x(x), bottom + 4), text(at_x(x), bottom + 18, f"{x:.6g}", "middle")]
     for x, name in marks:
-        parts += [line(at_x(x), TOP - 4, at_x(x), bottom, dash="4 3"), text(at_x(x), TOP - 6, name, "middle")]
+        parts += [line(at_x(x), top - 4, at_x(x), bottom, dash="4 3"), text(at_x(x), top - 8, name, "middle")]
     for i, (name, value, half) in enumerate(rows):
-        y, colour = TOP + 24 * i + 12, COLOURS[0]
+        y, colour = top + 24 * i + 12, COLOURS[0]
         parts += [text(left - 10, y + 4, name, "end"), line(at_x(value - half), y, at_x(value + half), y, colour, 2)]
         parts += [f'<circle cx="{at_x(value):.1f}" cy="{y}" r="4" fill="{colour}"/>']
     return picture(title, parts, height)
