@@ -76,7 +76,7 @@ class Settings:
     forget_weight: float = flag(0.1, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
     retain_weight: float = flag(1.0, "pecker", "lambda in Eq. 3, 4", (0, 1e6))
     xi: float = flag(1.2, "pecker", "xi in Eq. 7; if pictures turn to noise, try less", (-100, 100))
-    t_max: int = flag(400, "pecker", "networks are compared at times from 38 to below this; paper: 712", (39, 1000))
+    t_max: int = flag(400, "pecker", "networks are compared at times from 38 to below this; SFD: 712", (39, 1000))
     steps: int = flag(150, "pecker", "steps of Algorithm 1", (1, 10**8))
     batch_size: int = flag(32, "pecker", "retained images a step, and as many forgotten ones", (1, 10**5))
     lr: float = flag(3e-4, "pecker", "learning rate of the generator; paper: 1e-5 for 50,000 steps", (0, 1e6))
@@ -102,7 +102,7 @@ def pecker_steps(steps):
 FULL = Settings(
     data="cifar10", size="full", image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2,
     attention=(16,), classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
-    batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000),
+    t_max=712, batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000),
 )  # fmt: skip
 SMALL = dataclasses.replace(
     FULL, size="small", width=48, patch=2, multipliers=(1, 2, 2), blocks=1, attention=(8,), classifier_width=24,
@@ -114,9 +114,7 @@ STL10 = dict(data="stl10", image_size=64)
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
-        "small": dataclasses.replace(
-            SMALL, **FASHION, multipliers=(1, 2), classifier_steps=1500, pretrain_steps=4000, **pecker_steps(400)
-        ),
+        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), pretrain_steps=4000, **pecker_steps(400)),
         "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000)),
     },
     "cifar10": {"small": SMALL, "full": FULL},
