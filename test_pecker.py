@@ -765,8 +765,8 @@ def test_a_teacher_of_any_number_of_steps_is_the_average_of_its_weights(stage, s
 
 
 def test_unlearning_gives_every_flag_to_pecker_and_looks_at_about_fifty_points(stage):
-    flags = "--forget 0:5 --keep 0.3 --mask random --mask-every 3 --xi 2 --forget-weight 4 --retain-weight 5 --lr 6 --t-max 99"
-    flags = [*flags.split(), *"--fake-score-lr 7 --steps 150 --batch-size 300 --ddim-steps 9 --seed 10 --ema-half-life 2".split()]
+    flags = "--forget red:blue --keep 0.3 --mask random --mask-every 3 --xi 2 --forget-weight 4 --retain-weight 5 --lr 6".split()
+    flags += "--fake-score-lr 7 --steps 150 --batch-size 300 --ddim-steps 9 --seed 10 --ema-half-life 2 --t-max 99".split()
     settings, data = load(*TINY, *flags)
     handed = stage(train.unlearn, flags, train.make_classifier(settings, data), train.make_network(settings, data))
     pecker = handed.parts["pecker"]
