@@ -467,7 +467,7 @@ def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
     given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
     few = dict.fromkeys(["classifier_steps", "pretrain_steps", "steps"], 150)  # as there are no pictures
-    few |= dict(lr=3e-4, fake_score_lr=3e-4, ema_half_life=20)
+    few |= dict(lr=1.7e-4, fake_score_lr=1.7e-4, ema_half_life=20)
     expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/photos"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
     assert train.parse_args(["--data", "."])[1].out == Path("runs", Path.cwd().name)

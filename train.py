@@ -93,29 +93,29 @@ class Settings:
     save_every: int = flag(0, "place", "steps between two saves of the progress, 0: one a minute", (0, 10**8))
 
 
-def pecker_steps(steps):
-    """The flags that go with so many steps of PECKER: by this rule the paper's 50,000 steps have rates of 1.6e-5."""
-    rate = float(f"{3e-4 * math.sqrt(150 / steps):.2g}")
+def pecker_steps(steps, width):
+    """The flags that go with so many steps of PECKER and so wide a network. The paper's 50,000 steps of width 128: 5.8e-6."""
+    rate = float(f"{3e-4 * math.sqrt(150 / steps * 16 / width):.2g}")
     return dict(steps=steps, lr=rate, fake_score_lr=rate, ema_half_life=round(steps / 7.5, 1))
 
 
 FULL = Settings(
     data="cifar10", size="full", image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2,
     attention=(16,), classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
-    t_max=712, batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000),
+    t_max=712, batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000, 64),
 )  # fmt: skip
 SMALL = dataclasses.replace(
     FULL, size="small", width=48, patch=2, multipliers=(1, 2, 2), blocks=1, attention=(8,), classifier_width=24,
     classifier_steps=3000, pretrain_steps=12000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20,
-    images=200, **pecker_steps(600),
+    images=200, **pecker_steps(600, 48),
 )  # fmt: skip
 FASHION = dict(data="fashion", image_size=28, flip=False, forget=("sneaker:bag",), attention=(7,))
 STL10 = dict(data="stl10", image_size=64)
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
-        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), pretrain_steps=4000, **pecker_steps(400)),
-        "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000)),
+        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), pretrain_steps=4000, **pecker_steps(400, 48)),
+        "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000, 64)),
     },
     "cifar10": {"small": SMALL, "full": FULL},
     "stl10": {
@@ -196,7 +196,7 @@ def parse_args(argv):
         pictures = sum(path.is_file() for path in Path(known["data"]).rglob("*"))
         share = math.sqrt(pictures / 60000) * known.get("image_size", preset.image_size) / 32
         steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
-        preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"]))
+        preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
     return command, dataclasses.replace(preset, **known)
 
 

@@ -92,7 +92,7 @@ def main(argv):
             print(f"left out: {error}")
     if not args.runs:
         settings, data, classifier, teacher, _ = train.load_run(args.run)
-        flags = {"teacher": args.run} | (train.pecker_steps(args.steps) if args.steps else {})
+        flags = {"teacher": args.run} | (train.pecker_steps(args.steps, settings.width) if args.steps else {})
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
             print(f"\n{name}, seed {seed}", flush=True)
             flags["out"] = args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
