@@ -38,14 +38,12 @@ VARIANTS = {
 
 
 def main(argv):
-    parser = make_parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="FOLDER", help="default: runs/ablations")
-    args = parser.parse_args(argv)
+    args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, teacher, _ = train.load_run(args.run)
     labels = torch.arange(len(data.classes), device=settings.device).repeat(3)
     noise = data.fixed_noise(len(labels), seed=2)
     for name, flags in VARIANTS.items():
-        one = dataclasses.replace(settings, **flags, teacher=args.run, out=args.out / name)
+        one = dataclasses.replace(settings, **flags, teacher=args.run, out=args.run / "ablations" / name)
         with mock.patch.object(train, "Pecker", Detached if name == "fake-score-detached" else Pecker):
             train.open_folder("unlearn", one, data)
             net = train.unlearn(one, data, classifier, teacher)["average"]

@@ -29,7 +29,7 @@ def differences(found, key):
 def tested(data):
     """[(claim, figure, difference, its values, p-value corrected for the length of this list, answer)].
 
-    supported: significantly better, or surely not worse by more than the margin; contradicted: significantly worse.
+    supported: significantly better, or surely not worse by more than the margin; not supported: significantly worse.
     """
     found, rows = compared(data), []
     for claim, key, sign, margin in CLAIMS:

@@ -82,7 +82,6 @@ def main(argv):
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare")
     parser.add_argument("--seeds", type=positive, default=5, help="how many seeds (default: 5)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
-    parser.add_argument("--steps", type=positive, help="steps of Algorithm 1, with the rates for so many (default: as the run)")
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="read finished runs, run nothing")
     args, found = parser.parse_args(argv), []
     for folder in args.runs or ():
@@ -92,11 +91,10 @@ def main(argv):
             print(f"left out: {error}")
     if not args.runs:
         settings, data, classifier, teacher, _ = train.load_run(args.run)
-        flags = {"teacher": args.run} | (train.pecker_steps(args.steps, settings.width) if args.steps else {})
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
             print(f"\n{name}, seed {seed}", flush=True)
-            flags["out"] = args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
-            one = dataclasses.replace(settings, **flags | METHODS[name], seed=seed)
+            folder = args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
+            one = dataclasses.replace(settings, **METHODS[name], seed=seed, teacher=args.run, out=folder)
             found.append(run_one(one, data, classifier, teacher, name))
     rows, minus = {}, {}
     for key in results.COLUMNS:

@@ -26,7 +26,7 @@ def curves(data, key):
         runs = [one["curve"] for one in compared(data) if one["method"] == method]
         if len(runs) > 1:
             series[name] = runs[0]["step"], *band([run["average"][key] for run in runs])
-    return series and plots.lines(f"{FIGURES[key]}, {DATA[data]}: mean and 95 % band over seeds", "step", "", series, (0, 1))
+    return series and plots.lines(f"{FIGURES[key]}, {DATA[data]}: mean and 95 % band over seeds", "step", series, (0, 1))
 
 
 def mask_differences(data):
@@ -53,7 +53,7 @@ def keep_ratios(data, key="frechet_distance"):
     x, *ys = zip(*points) if points else [[]]
     series = {FIGURES[key]: (x, *([value[0] for value in y] for y in ys))}
     title = f"{FIGURES[key]}, {DATA[data]}, by the share of weights in the mask"
-    return len(points) > 1 and plots.lines(title, "--keep", "", series)
+    return len(points) > 1 and plots.lines(title, "--keep", series)
 
 
 def relearning(data):

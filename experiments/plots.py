@@ -28,14 +28,14 @@ def picture(title, parts, height=HEIGHT):
     return "\n".join([head, text(LEFT, 18, title), *parts, "</svg>", ""])
 
 
-def lines(title, x_name, y_name, series, y_range=None):
+def lines(title, x_name, series, y_range=None):
     """series {name: (x, y, low, high)}, each a list of numbers of one length: a line a name, with a band from low to high."""
     xs = [x for one in series.values() for x in one[0]]
     ys = y_range or [y for one in series.values() for values in one[1:] for y in values]
     (x0, x1), (y0, y1) = ((low, high if high > low else low + 1) for low, high in ((min(xs), max(xs)), (min(ys), max(ys))))
     at_x = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)  # noqa: E731
     at_y = lambda y: HEIGHT - BOTTOM - (min(max(y, y0), y1) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
-    parts = [text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_name, "middle"), text(LEFT, TOP - 2, y_name)]
+    parts = [text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_name, "middle")]
     for x in ticks(x0, x1):
         parts += [line(at_x(x), at_y(y0), at_x(x), at_y(y0) + 4), text(at_x(x), at_y(y0) + 18, f"{x:g}", "middle")]
     for y in ticks(y0, y1):

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def markdown(head, rows):
+    if not rows:
+        return "*Not run yet.*"
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -40,6 +42,8 @@ def result(data):
 def main_job(data):
     """The default runs: the generator's figures, in brackets the teacher's."""
     found, rows = [one["figures"] | one for one in default_runs(data)], []
+    if not found:
+        return markdown([], [])
     for key, name in FIGURES.items():
         both = [(one["generator"][key], one["teacher"].get(key)) for one in found]
         rows.append([name, *(str(value) if old is None else f"{value} ({old})" for value, old in both)])
@@ -53,7 +57,7 @@ def methods(data):
     for key in COLUMNS:
         for method, values in results.by_method(found, key).items():
             rows.setdefault(method, [method]).append(in_words(list(values.values())))
-    return markdown([f"{len(found)} runs", *COLUMNS.values()], rows.values())
+    return markdown([f"{len(found)} runs", *COLUMNS.values()], [*rows.values()])
 
 
 def differences(data):

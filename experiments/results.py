@@ -19,9 +19,13 @@ FIGURES |= {"recall": "recall", "cover_frechet_distance": "Frechet, cover"}
 COLUMNS = FIGURES | {"wobble": "wobble", "milliseconds_per_step": "ms a step"}
 
 
+def loads(text):
+    """JSON with four digits of every number: more would say nothing."""
+    return json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
+
+
 def read_json(path):
-    """With four digits of every number: more would say nothing."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_float=lambda text: float(f"{float(text):.4g}"))
+    return loads(path.read_text(encoding="utf-8"))
 
 
 def method_of(flags):
@@ -37,13 +41,13 @@ def read_run(folder):
         metrics, log = read_json(folder / "metrics.json"), (folder / "log.jsonl").read_text(encoding="utf-8")
         extra = read_json(folder / "extra.json") if (folder / "extra.json").exists() else {}
         extra |= {name: read_json(folder / f"{name}.json") for name in ("relearn", "probe") if (folder / f"{name}.json").exists()}
-        about, lines = metrics.pop("settings"), [json.loads(line) for line in log.splitlines()]
+        about, lines = metrics.pop("settings"), [loads(line) for line in log.splitlines()]
         flags = about.pop("flags")
         curve = {"step": [line["step"] for line in lines if line.get("weights") == "raw"]}
         for weights in ("average", "raw"):
             points = [line for line in lines if line.get("weights") == weights]
             keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
-            curve[weights] = {key: [point[key] and float(f"{point[key]:.4g}") for point in points] for key in keys}
+            curve[weights] = {key: [point[key] for point in points] for key in keys}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder} is not the folder of a finished run: {error}") from error
     name = {"method": method_of(flags), "seed": flags["seed"]} | extra

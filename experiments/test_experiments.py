@@ -145,11 +145,11 @@ def test_masks_of_disjoint_images_are_described_beside_chance():
 
 
 def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp_path, capsys, monkeypatch):
-    shared, out = ["--run", str(finished), "--out", str(tmp_path / "runs"), "--steps", "1"], tmp_path / "runs"
+    shared, out = ["--run", str(finished), "--out", str(tmp_path / "runs")], tmp_path / "runs"
     compare.main([*shared, "--seeds", "1", "--methods", "saliency, weight 1", "copied row"])
     assert {path.name for path in out.iterdir()} == {"saliency-1-seed0", "copied-row-seed0"}
     flags = read(out / "copied-row-seed0" / "settings.json")["flags"]
-    assert (flags["mask"], flags["forget_weight"], flags["seed"], flags["steps"]) == ("none", 0.0, 0, 1)
+    assert (flags["mask"], flags["forget_weight"], flags["seed"], flags["steps"]) == ("none", 0.0, 0, 2)
     rows = torch.load(out / "copied-row-seed0" / "generator.pt", weights_only=True)["raw"]["embed_class.weight"]
     assert torch.equal(rows[0], rows[5]) and not torch.equal(rows[0], rows[1])
     before = (out / "copied-row-seed0" / "metrics.json").read_bytes()
@@ -168,8 +168,8 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     results.main(map(str, out.iterdir()))
-    kept = results.load(data="shapes", steps=1)
-    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load(steps=2)
+    kept = results.load(data="shapes", steps=2)
+    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load(steps=1)
     assert kept[1]["masks"].keys() >= {"overlap_by_chance"} and str(tmp_path) not in json.dumps(kept)
     log = [line["cover_share"] for line in train.read_log(out / "saliency-1-seed0") if line.get("weights") == "raw"]
     assert kept[1]["curve"]["raw"]["cover_share"] == pytest.approx(log, abs=1e-4)
@@ -287,12 +287,12 @@ def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, 
 
 
 def test_plots_put_numbers_where_they_belong():
-    svg = plots.lines("t & t", "x", "y", {"a": ([0, 10], [0, 1], [0, 1], [0, 1]), "b": ([0, 10], [1, 0], [1, 0], [1, 0])})
+    svg = plots.lines("t & t", "x", {"a": ([0, 10], [0, 1], [0, 1], [0, 1]), "b": ([0, 10], [1, 0], [1, 0], [1, 0])})
     root = ElementTree.fromstring(svg)
     paths = [node.get("d") for node in root if node.get("stroke-width") == "2"]
     left, right, bottom, top = plots.LEFT, plots.WIDTH - plots.RIGHT, plots.HEIGHT - plots.BOTTOM, plots.TOP
     assert paths[0] == f"M{left}.0 {bottom}.0L{right}.0 {top}.0" and paths[1] == f"M{left}.0 {top}.0L{right}.0 {bottom}.0"
-    assert {"t & t", "x", "y", "a", "b", "0", "10", "0.2"} <= {node.text for node in root}
+    assert {"t & t", "x", "a", "b", "0", "10", "0.2"} <= {node.text for node in root}
     root = ElementTree.fromstring(plots.dots("t", "x", [("a", 1.0, 1.0), ("b", 3.0, 0.5)], [(0, "zero")]))
     spans = [[float(x) for x in re.findall(r"[\d.]+", node.get("d"))] for node in root if node.get("stroke-width") == "2"]
     middles = [float(node.get("cx")) for node in root if node.tag.endswith("circle")]
@@ -349,9 +349,10 @@ def test_a_claim_is_told_only_where_the_corrected_difference_says_so(tmp_path, m
 def test_ablations_change_one_thing_and_leave_a_picture_each(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "ASSETS", tmp_path / "assets")
     monkeypatch.setattr(ablations, "VARIANTS", {"default": {}, "fake-score-detached": {}})
-    ablations.main(["--run", str(finished), "--out", str(tmp_path / "runs")])
+    ablations.main(["--run", str(finished)])
     pictures = [(tmp_path / "assets" / f"ablation-{name}.png").read_bytes() for name in ablations.VARIANTS]
-    weights = [torch.load(tmp_path / "runs" / name / "generator.pt", weights_only=True)["raw"] for name in ablations.VARIANTS]
+    products = [finished / "ablations" / name / "generator.pt" for name in ablations.VARIANTS]
+    weights = [torch.load(product, weights_only=True)["raw"] for product in products]
     same = [all(torch.equal(weights[0][key], other[key]) for key in other) for other in weights]
     assert same == [True, False] and len(pictures[0]) > 1000
 
