@@ -20,13 +20,14 @@ def band(runs):
 
 
 def curves(data, key):
-    """A figure of the averages against steps: the three masks at weight 1, and SFD."""
+    """A figure of the raw weights, of which the average hides much, against steps: the masks at weight 1, and SFD."""
     series = {}
     for method, name in CURVES.items():
         runs = [one["curve"] for one in compared(data) if one["method"] == method]
         if len(runs) > 1:
-            series[name] = runs[0]["step"], *band([run["average"][key] for run in runs])
-    return series and plots.lines(f"{FIGURES[key]}, {DATA[data]}: mean and 95 % band over seeds", "step", series, (0, 1))
+            series[name] = runs[0]["step"], *band([run["raw"][key] for run in runs])
+    title = f"{FIGURES[key]}, {DATA[data]}, raw weights: mean and 95 % band over seeds"
+    return series and plots.lines(title, "step", series, (0, 1))
 
 
 def mask_differences(data):

@@ -327,7 +327,7 @@ def test_a_claim_is_told_only_where_the_corrected_difference_says_so(tmp_path, m
         kept |= dict(steps_to_forget=30, frechet_distance=2 + seed) if mask == "saliency" else {}
         one = result(f"{mask}, weight 1", seed, **kept) | {"compared": True}
         one |= {"flags": dict(data="shapes", steps=100), "masks": dict(overlap_by_chance=1 / 3, overlap_teacher=seed / 10)}
-        one["curve"]["average"] = dict(cover_share=[0, 0, 1, 1], retain_accuracy=[1, 1, 1, 1])
+        one["curve"]["raw"] |= dict(cover_share=[0, 0, 1, 1], retain_accuracy=[1, 1, 1, 1])
         (tmp_path / f"{mask}{seed}.json").write_text(json.dumps(one))
     rows = {tuple(row.split(" | ")[:2]): row for row in report.claims("").splitlines()}
     assert "-22 ± 2 (p 5.1e-05) | not run | not run | shapes: supported" in rows["| faster", "steps_to_forget"]
