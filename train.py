@@ -102,7 +102,7 @@ def pecker_steps(steps, width):
 FULL = Settings(
     data="cifar10", size="full", image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2,
     attention=(16,), classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
-    t_max=712, batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000, 64),
+    forget_weight=1.0, t_max=712, batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000, 64),
 )  # fmt: skip
 SMALL = dataclasses.replace(
     FULL, size="small", width=48, patch=2, multipliers=(1, 2, 2), blocks=1, attention=(8,), classifier_width=24,

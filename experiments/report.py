@@ -27,7 +27,7 @@ def markdown(head, rows):
 
 def default_runs(data):
     """The runs of train.py itself, as `python train.py` does them."""
-    return [one for one in results.load(data=data) if "compared" not in one and one["method"] == "saliency, weight 0.1"]
+    return [one for one in results.load(data=data) if "compared" not in one and one["method"].startswith("saliency, weight")]
 
 
 def result(data):
