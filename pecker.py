@@ -160,16 +160,16 @@ class Pecker:
 
     teacher        net(noisy, t, c) -> eps, trained with noise_prediction_loss. It is copied, never changed; in fake score
                    and generator all parameters are trained, also those that the teacher keeps fixed.
-    schedule       the NoiseSchedule it was trained with
+    schedule       the NoiseSchedule it was trained with; networks are compared at its times t_min <= t < t_max
     pairs          {forgotten label: its cover label}; one class, several or a whole concept are the same to the code
     num_classes    labels are 0..num_classes-1; those not forgotten are retained.     image_shape: (C, H, W)
     batch_size     images per iteration of the retained classes, and as many again of the forgotten ones
     retain_weight  lambda_psi = lambda_theta in Eq. 3, 4.     forget_weight: mu_psi = mu_theta
-    xi             trade-off in Eq. 7. If the images turn to noise, try 1.0.
+    xi             trade-off in Eq. 7. If the images turn to noise, try 1.0.     lr, fake_score_lr: learning rates
     mask           "saliency": Eq. 10; "random": as many entries, chosen by chance; "none": all entries.
-                   mask="none" with forget_weight=0.01 is SFD.     keep: share of the weights in the mask
+                   mask="none" with forget_weight=0.01 is SFD.     keep: share of the weights in the mask, in [0, 1]
     mask_every     iterations between two masks; 1: as in the paper; 0: one mask, from the teacher's weights, for all time
-    grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip].     ema: decay of the average, a step
+    grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip].     ema: the average's decay, in [0, 1)
     ddim_steps     network evaluations per image of D_f, of which there are num_forget_images, at least batch_size
     seed           of everything drawn by chance; torch's global state is neither read nor changed
 
@@ -235,7 +235,7 @@ class Pecker:
         return torch.randn(count, *self.image_shape, generator=self.rng, device=self.device, dtype=self.weights[0].dtype)
 
     def step(self):
-        """One iteration of Algorithm 1. Returns a dict of scalar tensors: the two terms of Eq. 3 and of Eq. 4."""
+        """Algorithm 1, once -> scalars: fake_score_retain_loss, ..._forget_loss (Eq. 3), retain_loss, forget_loss (Eq. 4)."""
         retain = self.draw_labels(self.retained, self.batch_size)  # step 1
         forget = self.draw_labels(self.forgotten, self.batch_size)
         log = self.update_fake_score(retain, forget)  # steps 2, 3

@@ -853,6 +853,7 @@ def test_runs_share_a_teacher_by_copying_it(whole, out, tmp_path):
     sfd, moved, products = tmp_path / "sfd", tmp_path / "moved", ("classifier.pt", "teacher.pt")
     share = ["unlearn", "--teacher", whole, *ONE_STEP]
     refused([*share, "--out", sfd, "--width", 8], "--width 4 (now 8)", folder=tmp_path)
+    refused(share, "--teacher needs --out", folder=tmp_path)
     assert run(*share, "--out", sfd)[0] == 0 and {line["stage"] for line in read(sfd / "log.jsonl")} == {"pecker"}
     assert all((sfd / name).read_bytes() == (whole / name).read_bytes() for name in products)
     assert {path.name for path in sfd.iterdir()} == {"settings.json", "log.jsonl", *products, "generator.pt", "trajectory.png"}
@@ -936,6 +937,17 @@ def test_a_signal_outside_a_loop_ends_the_program_at_once_and_while_looking_save
     monkeypatch.undo()
     monkeypatch.setattr(train, "main", lambda _: loop(tmp_path, 9, lambda: {}, "--save-every", 100, look=kill, looks=[3]))
     assert run()[0] == 128 + number and read(tmp_path / "resume.pt")["done"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_last_step_is_saved_ends_the_program(number, tmp_path, monkeypatch):
+    def save(path, content, write=train.write):
+        write(path, content)
+        os.kill(os.getpid(), number if path.name == "resume.pt" else 0)
+
+    monkeypatch.setattr(train, "write", save)
+    monkeypatch.setattr(train, "main", lambda _: loop(tmp_path, 4, lambda: {}))
+    assert run()[0] == 128 + number and read(tmp_path / "resume.pt")["done"] == 4 and not (tmp_path / "teacher.pt").exists()
 
 
 def test_a_full_disk_stops_the_run_with_advice_and_leaves_no_half_of_a_file(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class Settings:
     multipliers: tuple = flag((1, 2, 2), "teacher", "channels of each stage over --width", (1, 16), nargs="+")
     patch: int = flag(1, "teacher", "side of the squares of pixels that the network sees as one", (1, 8))
     blocks: int = flag(1, "teacher", "residual blocks a stage", (1, 16))
-    attention: tuple = flag((4,), "teacher", "resolutions with self-attention", (1, 1024), nargs="*")
+    attention: tuple = flag((4,), "teacher", "resolutions, in patches a side, with self-attention", (1, 1024), nargs="*")
     pretrain_steps: int = flag(1000, "teacher", "training steps", (1, 10**8))
     pretrain_batch_size: int = flag(64, "teacher", "images a step", (1, 10**5))
     pretrain_lr: float = flag(4e-3, "teacher", "highest learning rate", (0, 1e6))
@@ -177,6 +177,8 @@ def parse_args(argv):
     if not there[device]:
         fail(f"--device {device} is not available here: give cpu")
     fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
+    if given.get("teacher") and not given.get("out"):
+        fail("--teacher needs --out, a run folder for what is made of it")
     if device == "cuda" and given.get("bf16") and not fast:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
     command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
@@ -320,7 +322,10 @@ def load_data(settings):
 
 
 def parse_pairs(words, classes):
-    """("A:B", ...) -> {label of A: label of B}: class names, numbers, or concepts: red:blue covers every red-X by blue-X."""
+    """("A:B", ...) -> {label of A: label of B}: class names, numbers, or concepts: red:blue covers every red-X by blue-X.
+
+    SystemExit, after one sentence, if there is no such class or one has two covers.
+    """
     numbers = {} if any(map(str.isdecimal, classes)) else {str(label): label for label in range(len(classes))}
     labels, pairs = numbers | {name: label for label, name in enumerate(classes)}, {}
     for word in words:
@@ -386,7 +391,7 @@ def inception_score(probabilities):
 
 
 def precision_recall(real, fake, k=3):
-    """Features (N, D), (M, D) -> share of fake images among the real ones, share of real among the fake. 1904.06991.
+    """Features (N, D), (M, D) -> share of fake images among the real ones, share of real among fake. Kynkäänniemi et al. 2019.
 
     ValueError unless there are more than k images of each kind.
     """
@@ -410,7 +415,7 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
     """Draw an image for each of `labels` (N,) by draw(noise, c) -> {figure: value}; experiments/README.md explains them.
 
     real_features: classifier.judge(data.test_images)[0]. A figure that needs more images than there are is None, and with
-    `curve` what takes long: precision and recall. `seed` fixes the noise.
+    `curve` what takes long: precision and recall. `seed` fixes the noise. At least one label is forgotten and one retained.
     """
     features, probabilities = classifier.judge(draw_pictures(draw, data.fixed_noise(len(labels), seed), labels))
     guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
@@ -479,7 +484,7 @@ def environment(settings):
 def read_settings(folder):
     """What settings.json says, with its flags as Settings has them, or None if there is no run in the folder."""
     path = Path(folder, "settings.json")
-    with explained(path, "put the file of that run back, or give another --out"):
+    with explained(path, "it is damaged or of another version: give another --out"):
         if not path.exists() and not any(Path(folder).glob("*.pt")):
             return None
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -663,6 +668,8 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
             print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
             raise SystemExit(128 + stop)
     stopping["looping"] = False
+    if stopping["signal"]:  # it came while the last step was saved
+        on_signal(stopping["signal"], None)
     weights = {key: {name: weight.cpu() for name, weight in net.eval().state_dict().items()} for key, net in nets.items()}
     if not all(weight.isfinite().all() for net in weights.values() for weight in net.values()):
         fail(f"{stage}: a weight is not finite after the last step: give lower learning rates and another --out")
@@ -804,7 +811,8 @@ def evaluate(settings, data, classifier, teacher, generators):
     print(f"\n{settings.data}: forget {in_words(settings.forget)}; {len(labels)} images; classifier {accuracy:.4f} on real ones")
     print(" " * 46 + "".join(name.rjust(20) for name in metrics))
     higher = ("unlearning_accuracy", "cover_share", "retain_accuracy", "inception_score", "precision", "recall")
-    for key in [key for key in metrics["generator"] if key not in ("class_accuracy", "forget_histogram", "images")]:
+    aside = ("class_accuracy", "forget_histogram", "forget_entropy", "images")
+    for key in [key for key in metrics["generator"] if key not in aside]:
         text = f"{key.replace('_', ' ')} ({'higher' if key in higher else 'lower'} is better)"
         values = [row.get(key) for row in metrics.values()]
         print(text.ljust(46) + "".join(f"{'-' if value is None else f'{value:.4g}':>20}" for value in values))
@@ -872,7 +880,10 @@ def estimate(command, settings, data):
 
 
 def load_run(folder, device=None):
-    """A finished run -> settings, data, classifier, teacher, {"average": network, "raw": network}: how experiments start."""
+    """A finished run -> settings, data, classifier, teacher, {"average": network, "raw": network}: how experiments start.
+
+    Networks are in eval mode, on `device` (default: cuda if there is one). SystemExit if the folder is not a finished run.
+    """
     _, settings = parse_args(["evaluate", "--out", str(folder)] + (["--device", device] if device else []))
     data = load_data(settings)
     check("evaluate", settings, data)
@@ -902,7 +913,7 @@ def run_program(main):
     try:
         main(sys.argv[1:])
     except OSError as error:
-        fail(f"{error.filename or 'a file'}: {error.strerror}; give another --out or make room, then run the same command again")
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or give another --out, then run it again")
     except (MemoryError, RuntimeError) as error:  # torch has no one class for a lack of memory
         if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise

@@ -12,7 +12,7 @@ CLAIMS += [("harmless", "retain_accuracy", 1, 0.01), ("harmless", "frechet_dista
 def differences(found, key):
     """{"saliency - none, weight 1": [numbers]}: what the mask does, seed by seed, beside its controls of the same weight.
 
-    A run that never forgot counts as if it had at its very end: for the method it is at least as bad.
+    A run that never forgot counts as if it had at its very end, which flatters it, be it of the mask or of a control.
     """
     rows, minus = by_method(found, key), {}
     for one in found:

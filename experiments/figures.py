@@ -59,7 +59,7 @@ def keep_ratios(data, key="frechet_distance"):
 
 def relearning(data):
     """How many steps until the class is back, all weights tuned on a hundred pictures of it, where it always came."""
-    found = [one["relearn"]["rows"] for one in load(data=data) if "relearn" in one]
+    found = [one["relearn"]["rows"] for one in load(data) if "relearn" in one]
     rows = [
         (f"{name.split('; ')[0]}, {way.replace('_', ' ')}", *interval(row[way]))
         for one in found for name, row in one.items() if name.endswith("; all weights")

@@ -2,7 +2,7 @@
 
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
-seeds: 5,000 pictures at the forgotten label; leak: as many at retained labels; how many are called by the forgotten class?
+seeds: 5,000 pictures at the (first) forgotten label; leak: as many at retained labels; how many are called by that class?
 inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; in how many of 500
     pictures, from other noise, does a second classifier see it, after how many steps?
 real: real pictures of the class, noised to t_init and cleaned in one step at the forgotten label; how many are still called by

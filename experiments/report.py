@@ -27,7 +27,7 @@ def markdown(head, rows):
 
 def default_runs(data):
     """The runs of train.py itself, as `python train.py` does them."""
-    return [one for one in results.load(data=data) if "compared" not in one and one["method"].startswith("saliency, weight")]
+    return [one for one in results.load(data) if "compared" not in one and one["method"].startswith("saliency, weight")]
 
 
 def result(data):
@@ -86,14 +86,14 @@ def overlaps(data):
 
 
 def relearning(data):
-    found = [one["relearn"]["rows"] for one in results.load(data=data) if "relearn" in one]
+    found = [one["relearn"]["rows"] for one in results.load(data) if "relearn" in one]
     rows = [(*name.split("; "), in_words(row["ddim"]), in_words(row["one_step"])) for one in found for name, row in one.items()]
     return markdown(["network", "tuned", "steps until it is back, DDIM", "one step"], rows)
 
 
 def probes(data):
     rows, keys = [], ("seeds", "leak", "real", "real, retained class")
-    for probe in [one["probe"] for one in results.load(data=data) if "probe" in one]:
+    for probe in [one["probe"] for one in results.load(data) if "probe" in one]:
         for name, row in [(name, row) for name, row in probe.items() if "seeds" in row]:
             inversion = ", ".join(f"{step}: {share[0] / share[1]:.2g}" for step, share in row["inversion"].items())
             rows.append([name, *(share_in_words(*row[key]) for key in keys), inversion])

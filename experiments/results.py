@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent / "results"
-DATA = {"shapes": "shapes", "fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}  # names in flags and on pages
+DATA = {"shapes": "shapes", "fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}  # how names begin in flags, and names on pages
 FIGURES = {"steps_to_forget": "steps to forget", "unlearning_accuracy": "unlearning accuracy", "cover_share": "cover share"}
 FIGURES |= {"retain_accuracy": "retain accuracy", "frechet_distance": "Frechet, retained", "precision": "precision"}
 FIGURES |= {"recall": "recall", "cover_frechet_distance": "Frechet, cover"}
@@ -54,10 +54,10 @@ def read_run(folder):
     return name | about | {"flags": flags | {"data": Path(flags["data"]).name}, "figures": metrics, "curve": curve}
 
 
-def load(**conditions):
-    """The results in experiments/results/ with these flags, in the order of their files."""
+def load(data):
+    """The results in experiments/results/ of a data set, in the order of their files."""
     found = [read_json(path) for path in sorted(FOLDER.glob("*.json"))]
-    return [one for one in found if all(one["flags"][name] == value for name, value in conditions.items())]
+    return [one for one in found if one["flags"]["data"].startswith(data)]
 
 
 def figure(result, key):
@@ -87,7 +87,7 @@ def by_method(found, key):
 
 def compared(data):
     """The runs of experiments.compare, all from one teacher."""
-    return [one for one in load(data=data) if "compared" in one]
+    return [one for one in load(data) if "compared" in one]
 
 
 def main(argv):

@@ -168,8 +168,8 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     results.main(map(str, out.iterdir()))
-    kept = results.load(data="shapes", steps=2)
-    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load(steps=1)
+    kept = results.load("shapes")
+    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load("fashion")
     assert kept[1]["masks"].keys() >= {"overlap_by_chance"} and str(tmp_path) not in json.dumps(kept)
     log = [line["cover_share"] for line in train.read_log(out / "saliency-1-seed0") if line.get("weights") == "raw"]
     assert kept[1]["curve"]["raw"]["cover_share"] == pytest.approx(log, abs=1e-4)
