@@ -121,7 +121,7 @@ def sample_ddim(net, schedule, noise, c, steps):
 
 
 def distillation_loss(x0_teacher, x0_fake, x, xi):
-    """How far the generator's images x are from the teacher's. All (B, C, H, W) -> scalar, may be negative. Eq. 7.
+    """Estimates how far the generator's images x are from the teacher's. (B, C, H, W) each -> scalar, may be negative. Eq. 7.
 
         Q = x0_teacher - x0_fake
         w = 1 / mean_{C,H,W} |x0_teacher - x|                  a number per image, without gradient

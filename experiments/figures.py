@@ -86,17 +86,18 @@ def networks():
 
     parts = [
         plots.text(87, 44, "noise, label", "middle"), *arrow(grey, "", (87, 52), (87, 108)),
-        *box(10, 110, orange, "generator", "draws in one step;", "the product"),
+        *box(10, 110, orange, "generator", "one evaluation;", "the product"),
         *arrow(grey, "", (164, 144), (206, 144)),
         plots.text(250, 140, "picture", "middle"), plots.text(250, 156, "+ fresh noise", "middle"),
         *arrow(grey, "", (270, 126), (334, 74)), *arrow(grey, "", (270, 164), (334, 214)),
-        *box(336, 34, green, "teacher, frozen,", "asked for the cover:", "what it should be"),
-        *box(336, 186, purple, "fake score,", "asked for the label:", "what it is now"),
+        *box(336, 34, green, "teacher, frozen:", "what it should be", "(to forget: the cover)"),
+        *box(336, 186, purple, "fake score:", "what it is now", "(at the label)"),
         *arrow(grey, "", (490, 74), (536, 126)), *arrow(grey, "", (490, 214), (536, 166)),
-        plots.text(572, 142, "the difference", "middle"), plots.text(572, 158, "is the loss", "middle"),
+        plots.text(572, 142, "the difference", "middle"), plots.text(572, 158, "makes the loss", "middle"),
         *arrow(orange, "6 4", (572, 168), (572, 326), (87, 326), (87, 276)),
         plots.text(330, 342, "gradient, back through both judges and the picture to the generator's weights", "middle", orange),
         *box(10, 222, orange, "mask: what may change", "in order to forget"), *arrow(orange, "6 4", (87, 222), (87, 180)),
+        *arrow(orange, "6 4", (182, 326), (182, 196), (150, 196), (150, 180)), plots.text(186, 250, "retain", "start", orange),
         *arrow(purple, "2 3", (236, 164), (236, 284), (413, 284), (413, 256)),
         plots.text(244, 300, "learns all the time to clean the generator's pictures", "start", purple),
     ]  # fmt: skip
