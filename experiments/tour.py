@@ -48,7 +48,7 @@ def main(teacher_steps=1000, pecker_steps=150):
     for step in range(pecker_steps):
         losses = pecker.step()
         if step % 25 == 0:
-            print(f"PECKER {step}: error of the fake score {losses['fake_score_forget_loss'].item() / (3 * 16 * 16):.3f}", flush=True)
+            print(f"PECKER {step}: fake score's error {losses['fake_score_forget_loss'].item() / (3 * 16 * 16):.3f}", flush=True)
 
     noise, c = torch.randn(30, 3, 16, 16), torch.arange(10).repeat(3)  # three rows of the ten classes
     rows = torch.cat([sample_ddim(teacher, schedule, noise, c, steps=20), generate(pecker.ema, schedule, noise, c).detach()])
