@@ -476,7 +476,7 @@ def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     assert "; cifar10 small: 600; cifar10 full: 4000; stl10 small: 600;" in " ".join(printed.split())
 
 
-def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures_and_pixels(tmp_path, monkeypatch):
+def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures(tmp_path, monkeypatch):
     settings = lambda *argv: train.parse_args(["--out", str(tmp_path / "out"), "--data", *argv])[1]  # noqa: E731
     for data in ("fashion", "cifar10", "stl10"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -488,12 +488,12 @@ def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures_and_p
     (tmp_path / "data" / "cat").mkdir(parents=True)
     for i in range(150):
         (tmp_path / "data" / "cat" / f"{i}.png").touch()
-    found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(150 / 60000) * 16 / 32 = 0.025
-    assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (150, 1000, 150, 64)
-    assert settings(str(tmp_path / "data"), "--size", "full").steps == 200
+    found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(150 / 60000) = 0.05
+    assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (300, 2000, 200, 64)
+    assert settings(str(tmp_path / "data"), "--size", "small").steps == 150  # no fewer
     train.write_json(tmp_path / "settings.json", dict(flags=vars(found), begun=["teacher"], classes=["cat"], teacher_seed=0))
     again = train.parse_args(["unlearn", "--teacher", str(tmp_path), "--out", str(tmp_path / "out")])[1]
-    assert (again.image_size, again.pretrain_steps, again.steps) == (16, 1000, 150)  # the pixels are those of the teacher
+    assert (again.image_size, again.pretrain_steps, again.steps) == (16, 2000, 200)  # the pictures are those of the teacher
 
 
 def test_bfloat16_is_for_cards_that_have_it(tmp_path, monkeypatch):
@@ -577,9 +577,10 @@ def test_a_folder_of_pictures_of_any_8_bit_mode_and_size_becomes_squares(tmp_pat
         (tmp_path / name / "notes.txt").write_text("not a picture")
     (settings, data), (_, again) = (load(*TINY, "--data", tmp_path, "--image-size", 4, "--forget", "tea:0") for _ in range(2))
     assert data.classes == ["café au lait", "tea"] and torch.equal(data.labels, again.labels)
-    assert data.labels.bincount().tolist() == [18, 18] and data.images.shape[1:] == (1, 4, 4)  # all are grey
+    assert data.labels.bincount().tolist() == [18, 18] and data.images.shape[1:] == (1, 4, 4) and not data.flip  # all are grey
     picture(tmp_path / "tea" / "00 é.png", colour=(9, 0, 0))
-    assert load(*TINY, "--data", tmp_path, "--image-size", 4)[1].images.shape[1:] == (3, 4, 4)
+    coloured = load(*TINY, "--data", tmp_path, "--image-size", 4)[1]
+    assert coloured.images.shape[1:] == (3, 4, 4) and coloured.flip
     assert data.test_labels.bincount().tolist() == [2, 2]  # a tenth of each class
     assert all(data.images[data.labels == label].unique().tolist() == [255 - 255 * label] for label in (0, 1))
 

@@ -58,7 +58,7 @@ class Settings:
     data: str = flag("shapes", "data", "shapes, fashion, cifar10, stl10, or a folder of pictures")
     size: str = flag(None, "data", "small: two CPU cores; full: a CUDA GPU (default: full on CUDA)", choices=("small", "full"))
     image_size: int = flag(16, "data", "pixels a side", (4, 1024))
-    flip: bool = flag(True, "data", "train also on mirror images; not for letters or digits")
+    flip: bool = flag(None, "data", "train also on mirror images; not for letters or digits (default: if there are colours)")
     classifier_width: int = flag(16, "classifier", "channels of its first layer, a quarter of its features", (1, 1024))
     classifier_steps: int = flag(200, "classifier", "training steps, of 128 images", (1, 10**8))
     width: int = flag(16, "teacher", "channels of the network's first stage", (4, 1024))
@@ -109,7 +109,7 @@ SMALL = dataclasses.replace(
     classifier_steps=3000, pretrain_steps=12000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20,
     images=200, **pecker_steps(600, 48),
 )  # fmt: skip
-FASHION = dict(data="fashion", image_size=28, flip=False, forget=("sneaker:bag",), attention=(7,))
+FASHION = dict(data="fashion", image_size=28, forget=("sneaker:bag",), attention=(7,))
 STL10 = dict(data="stl10", image_size=64)
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
@@ -148,7 +148,7 @@ def in_words(value):
 
 def make_parser():
     """The fields of Settings as flags. None has a default here: what is not given comes from a run folder or the preset."""
-    rule = "\nA folder has cifar10's presets, its steps times sqrt(pictures / 60000) * image_size / 32, but at least 150."
+    rule = "\nA folder has cifar10's presets, its steps times sqrt(pictures / 60000), but at least 150."
     parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
@@ -194,9 +194,9 @@ def parse_args(argv):
     known = found | {"teacher": None, "save_every": 0} | given
     size = known.setdefault("size", "full" if device == "cuda" else "small")
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[size]
-    if known["data"] not in PRESETS:  # fewer and smaller pictures need fewer steps
+    if known["data"] not in PRESETS:  # fewer pictures need fewer steps
         pictures = sum(path.is_file() for path in Path(known["data"]).rglob("*"))
-        share = math.sqrt(pictures / 60000) * known.get("image_size", preset.image_size) / 32
+        share = math.sqrt(pictures / 60000)
         steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
     return command, dataclasses.replace(preset, **known)
@@ -318,7 +318,8 @@ def load_data(settings):
     for label, name in enumerate(classes):
         if any(label not in labels for _, labels in loaded):
             fail(f"class {name} of --data {settings.data} has one picture: give at least two, one is kept for testing")
-    return Data(classes, *(x.to(settings.device) for part in loaded for x in part), settings.flip)
+    flip = loaded[0][0].shape[1] > 1 if settings.flip is None else settings.flip
+    return Data(classes, *(x.to(settings.device) for part in loaded for x in part), flip)
 
 
 def parse_pairs(words, classes):

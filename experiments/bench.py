@@ -30,7 +30,7 @@ def random_data(settings):
     shape = 1000, 1 if settings.data == "fashion" else 3, settings.image_size, settings.image_size
     images = torch.randint(256, shape, dtype=torch.uint8).to(settings.device)
     labels = torch.arange(10, device=settings.device).repeat(100)
-    return train.Data([f"class{label}" for label in range(10)], images, labels, images, labels, settings.flip)
+    return train.Data([f"class{label}" for label in range(10)], images, labels, images, labels)
 
 
 def make_pretraining_step(settings, data):
