@@ -121,7 +121,7 @@ def sample_ddim(net, schedule, noise, c, steps):
 
 
 def distillation_loss(x0_teacher, x0_fake, x, xi):
-    """Estimates how far the generator's images x are from the teacher's. (B, C, H, W) each -> scalar, may be negative. Eq. 7.
+    """Its gradient moves the generator's images x to the teacher's. (B, C, H, W) each -> scalar, may be negative. Eq. 7.
 
         Q = x0_teacher - x0_fake
         w = 1 / mean_{C,H,W} |x0_teacher - x|                  a number per image, without gradient
@@ -252,8 +252,8 @@ class Pecker:
         """Labels (B,), (B,). Steps 2, 3: one Adam step on Eq. 3, the error in denoising the generator's images.
 
         retain_weight * L(x_retain) + forget_weight * L(x_forget), L the noise error: sum over pixels, mean over images.
-        Paper: a time weight gamma(s) on the error of x0, not given. Here: gamma = SNR, which makes it the error of the
-        noise. Because: that is the loss which trained the teacher, where the fake score starts.
+        Paper: a time weight on the error of x0, not given. Here: (alpha / sigma)^2, which makes it the error of the noise.
+        Because: that is the loss which trained the teacher, where the fake score starts.
         """
         log = {}
         self.fake_score.requires_grad_(True)

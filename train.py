@@ -39,8 +39,9 @@ from unet import UNet
 
 # --- settings: a field is a flag of the command line -----------------------------------------------------------------
 
-# What a command takes from its run folder, by groups of settings; the rest comes from flags or the preset. A folder is bound to
-# a group once that stage has begun in it, to "data", "run" and "precision" with the first stage, to "place" never.
+# What a command takes from its run folder, by groups of settings; the rest comes from flags or the preset. A group that is named
+# like a stage binds a folder once that stage has begun there; "data", "run" and "precision" with the first stage, "place" never.
+# pretrain takes PECKER's flags from the folder, as it has no use for others and shall not change them.
 COMMANDS = {"all": ("precision",), "pretrain": ("precision", "pecker")}
 COMMANDS["unlearn"] = ("data", "classifier", "teacher", "run", "precision", "place")
 COMMANDS["evaluate"] = COMMANDS["sample"] = (*COMMANDS["unlearn"], "pecker")
@@ -607,9 +608,16 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
 
     step() -> {name: loss} changes the parts {name: what has a state_dict}; nets are the product. look(done) -> log lines is
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
+    Without settings.out nothing is trained or written: {key: seconds that the stage would take}.
     """
-    if settings.out is None:  # only to be timed
-        return dict.fromkeys(nets, seconds_of(step, total) + seconds_of(lambda: look(0), len(looks)))
+
+    def cast_step():
+        # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
+        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
+            return step()
+
+    if settings.out is None:
+        return dict.fromkeys(nets, seconds_of(cast_step, total) + seconds_of(lambda: look(0), len(looks)))
     if finished := load_product(settings.out, stage, settings, data):
         print(f"{stage}: finished", flush=True)
         return finished
@@ -620,12 +628,12 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     write_json(settings.out / "settings.json", saved | {"begun": [*dict.fromkeys([*saved["begun"], stage])]})
     if path.exists():
         with explained(f"{path} is damaged or does not belong here", "delete it, or give another --out"):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            if saved["stage"] == stage:
-                progress = {name: saved[name] for name in progress}
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if checkpoint["stage"] == stage:
+                progress = {name: checkpoint[name] for name in progress}
                 for name, part in parts.items():
-                    part.load_state_dict(saved[name])
-                for module, state in zip(chance, saved["random_states"]):
+                    part.load_state_dict(checkpoint[name])
+                for module, state in zip(chance, checkpoint["random_states"]):
                     module.set_rng_state(state)
                 print(f"{stage}: continues at step {progress['done']} of {total}", flush=True)
     _, done, seconds, history, sums = progress.values()
@@ -634,13 +642,13 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         history.extend({"stage": stage} | line for line in lines)
         write_log(settings.out, earlier + history)
 
-    record(*look(0) if done == 0 else ())  # drops the lines after the step from which the run continues
-    log_every, last_save, stopping["looping"] = max(1, total // 20), time.monotonic(), True
+    first = look(0) if done == 0 else ()
+    record(*first)  # also drops the lines after the step from which the run continues
+    log_every, last_save = max(1, total // 20), time.monotonic()
+    stopping["looping"] = True
     while done < total:
         begin, done = time.perf_counter(), done + 1
-        # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
-        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
-            losses = step()
+        losses = cast_step()
         sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
         log_now = done % log_every == 0 or done == total
         save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
@@ -795,7 +803,10 @@ def steps_to_forget(curve):
 
 
 def evaluate(settings, data, classifier, teacher, generators):
-    """Prints what was reached, and writes it: metrics.json, before_after.png. Returns the metrics."""
+    """Prints what was reached, and writes it: metrics.json, before_after.png; nothing, if there is one with another --images.
+
+    Returns the metrics, {network: {figure: value}}.
+    """
     begin, pairs, schedule = time.perf_counter(), parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     real_features, probabilities = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
@@ -864,7 +875,7 @@ def estimate(command, settings, data):
     if command not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
         return
     throwaway, count = dataclasses.replace(settings, out=None), settings.images * len(data.classes)
-    with torch.random.fork_rng(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
+    with torch.random.fork_rng():
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
         if command == "all":
@@ -897,6 +908,7 @@ def main(argv):
     data = load_data(settings)
     open_folder(command, settings, data)
     estimate(command, settings, data)
+    # A stage that is finished is only loaded, one that was stopped continues.
     classifier = train_classifier(settings, data)
     teacher = train_teacher(settings, data)
     if command != "pretrain":
