@@ -50,7 +50,7 @@ def main(argv):
         draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
         rows = train.draw_pictures(draw, noise, labels).unflatten(0, (3, len(data.classes)))
         ASSETS.mkdir(exist_ok=True)
-        train.save_picture(ASSETS / f"ablation-{name}.png", rows, [name] * 3, data.classes)
+        train.save_picture(ASSETS / f"ablation-{name}.png", rows, [name, "", ""], data.classes)
         print(f"{name}: {ASSETS / f'ablation-{name}.png'}", flush=True)
 
 
