@@ -46,7 +46,9 @@ def main_job(data):
         return markdown([], [])
     for key, name in FIGURES.items():
         both = [(one["generator"][key], one["teacher"].get(key)) for one in found]
-        rows.append([name, *(str(value or "never") if old is None else f"{value} ({old})" for value, old in both)])
+        missing = "never" if key == "steps_to_forget" else "-"  # or too few pictures
+        values = [missing if value is None else value if old is None else f"{value} ({old})" for value, old in both]
+        rows.append([name, *values])
     minutes = [sum(one["seconds"].values()) / 60 for one in found]
     rows.append(["minutes, without looking", *(f"{value:.0f}" for value in minutes)])
     return markdown(["generator (teacher)", *(f"seed {one['seed']}, {one['commit'] or '?'}" for one in found)], rows)
