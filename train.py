@@ -810,6 +810,9 @@ def evaluate(settings, data, classifier, teacher, generators):
     begin, pairs, schedule = time.perf_counter(), parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     real_features, probabilities = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
+    path = settings.out / "metrics.json"
+    with explained(f"{path} is damaged", "delete it, or give another --out"):
+        images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
     draws = {"teacher": functools.partial(sample_ddim, teacher, schedule, steps=settings.ddim_steps)}
     nets = {"teacher_one_step": teacher, "generator": generators["average"], "generator_raw": generators["raw"]}
     draws |= {name: functools.partial(generate, net, schedule) for name, net in nets.items()}
@@ -828,9 +831,6 @@ def evaluate(settings, data, classifier, teacher, generators):
         text = f"{key.replace('_', ' ')} ({'higher' if key in higher else 'lower'} is better)"
         values = [row.get(key) for row in metrics.values()]
         print(text.ljust(46) + "".join(f"{'-' if value is None else f'{value:.4g}':>20}" for value in values))
-    path = settings.out / "metrics.json"
-    with explained(f"{path} is damaged", "delete it, or give another --out"):
-        images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
     if images != len(labels):
         print(f"{path} has another --images: nothing is written; delete it to replace it")
         return metrics
