@@ -905,7 +905,7 @@ def test_a_run_that_was_stopped_again_and_again_ends_like_one_that_never_was(who
     begun, events, statuses = itertools.count(1), itertools.cycle([signal.SIGINT, PowerCut, signal.SIGTERM]), []
 
     def counted(step, *args):
-        event = next(events) if next(begun) % 12 == 0 else None
+        event = next(events) if next(begun) % 15 == 0 else None
         if event is PowerCut:
             raise PowerCut
         os.kill(os.getpid(), event or 0)
