@@ -26,8 +26,9 @@ def markdown(head, rows):
 
 
 def default_runs(data):
-    """The runs of train.py itself, as `python train.py` does them."""
-    return [one for one in results.load(data) if "compared" not in one and one["method"].startswith("saliency, weight")]
+    """The runs of train.py itself, as `python train.py` does them, or with more --steps: those come last."""
+    found = [one for one in results.load(data) if "compared" not in one and one["method"].startswith("saliency, weight")]
+    return sorted(found, key=lambda one: one["flags"]["steps"])
 
 
 def result(data):
@@ -51,7 +52,8 @@ def main_job(data):
         rows.append([name, *values])
     minutes = [sum(one["seconds"].values()) / 60 for one in found]
     rows.append(["minutes, without looking", *(f"{value:.0f}" for value in minutes)])
-    return markdown(["generator (teacher)", *(f"seed {one['seed']}, {one['commit'] or '?'}" for one in found)], rows)
+    names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in found]
+    return markdown(["generator (teacher)", *names], rows)
 
 
 def methods(data):

@@ -99,7 +99,8 @@ def main(argv):
             print(f"left out: {error}")
             continue
         kind = "compare" if "compared" in result else f"teacher{result['teacher_seed']}"
-        words = f"{result['flags']['data']} {' '.join(result['flags']['forget'])} {kind} {result['method']} seed{result['seed']}"
+        flags, method = result["flags"], result["method"]
+        words = f"{flags['data']} {' '.join(flags['forget'])} {kind} {method} {flags['steps']} steps seed{result['seed']}"
         name = "-".join("".join(c if c.isalnum() or c == "." else " " for c in words).split()) + ".json"
         (FOLDER / name).write_text(json.dumps(result) + "\n", encoding="utf-8")
         print(name)
