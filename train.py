@@ -674,11 +674,11 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
             write(path, functools.partial(torch.save, states))
             last_save = time.monotonic()
         if stop:
-            print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
-            raise SystemExit(128 + stop)
+            break
     stopping["looping"] = False
-    if stopping["signal"]:  # it came while the last step was saved
-        on_signal(stopping["signal"], None)
+    if stopping["signal"]:  # also one that came while the last step was saved
+        print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
+        raise SystemExit(128 + stopping["signal"])
     weights = {key: {name: weight.cpu() for name, weight in net.eval().state_dict().items()} for key, net in nets.items()}
     if not all(weight.isfinite().all() for net in weights.values() for weight in net.values()):
         fail(f"{stage}: a weight is not finite after the last step: give lower learning rates and another --out")
