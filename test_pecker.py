@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -266,19 +265,6 @@ def test_defaults_are_those_of_the_paper_and_of_sfd():
     assert generate.__defaults__ == (440,) and UNet.__init__.__defaults__ == (128, (1, 2, 2, 2), 2, (16,), 0.1, 3)
 
 
-def test_a_mask_of_ones_is_no_mask_and_a_mask_of_zeros_removes_the_forget_term():
-    def moved(**flags):
-        pecker = make_pecker(ConvNet().double(), num_forget_images=B, **flags)
-        fix_draws(pecker)
-        pecker.mask = pecker.make_mask()
-        pecker.update_generator(torch.tensor([1, 2, 4]), torch.tensor([0, 3, 0]))
-        assert all(m.dtype == torch.bool for m in pecker.mask)
-        return weights(pecker.generator)
-
-    assert same(moved(keep=1.0, t_min=0, t_init=0), moved(mask="none", t_min=0, t_init=0))  # also at the limits of the times
-    assert same(moved(keep=0.0, t_max=1000, t_init=999), moved(mask="none", forget_weight=0.0, t_max=1000, t_init=999))
-
-
 @pytest.mark.parametrize("kind", ["saliency", "random"])
 def test_weights_outside_the_mask_stay_equal_bit_for_bit_without_a_retain_gradient(kind):
     pecker = make_pecker(mask=kind, retain_weight=0.0, keep=0.4, mask_every=0, pairs={label: 4 for label in range(4)})
@@ -344,7 +330,7 @@ def small_unet(**flags):
     (sample_ddim, dict(net=None, schedule=NoiseSchedule(), noise=None, c=None, steps=0), "1..1000"),
     (sample_ddim, dict(net=None, schedule=NoiseSchedule(), noise=None, c=None, steps=1001), "1..1000"),
     (small_unet, dict(width=0), "multiple of 4"), (small_unet, dict(width=6), "multiple of 4"),
-    (small_unet, dict(image_size=10, multipliers=(1, 1, 1)), "halved 2 times"),
+    (small_unet, dict(image_size=10, multipliers=(1, 1, 1)), "halved 2 times"), (small_unet, dict(patch=3), "divided by 3"),
 ])  # fmt: skip
 def test_impossible_arguments_are_refused_with_advice(call, flags, word):
     with pytest.raises(ValueError, match=word):
@@ -386,8 +372,6 @@ def test_unet_sees_the_pixels_of_a_patch_as_channels():
     other.load_state_dict(net.state_dict())
     x = images(3, shape=(3, 8, 8))
     assert_close(net(x, t, t), nn.functional.pixel_shuffle(other(nn.functional.pixel_unshuffle(x, 2), t, t), 2))
-    with pytest.raises(ValueError, match="divided by 3"):
-        small_unet(patch=3)
 
 
 def test_unet_has_the_channels_and_the_attention_asked_for():
@@ -455,14 +439,6 @@ def out(whole, tmp_path):
     return out
 
 
-@pytest.fixture
-def stage(monkeypatch):
-    """stage(function, flags, ...): what a stage hands to the training loop, which is not run."""
-    names, handed = "settings data stage total images step parts nets look looks".split(), {}
-    monkeypatch.setattr(train, "train", lambda *values: handed.update(zip(names, values)) or {"weights": ""})
-    return lambda function, flags, *more: function(*load(*TINY, *flags), *more) and None or types.SimpleNamespace(**handed)
-
-
 def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
     given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
@@ -470,20 +446,20 @@ def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     few |= dict(lr=1.7e-4, fake_score_lr=1.7e-4, ema_half_life=20)
     expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/photos"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
-    assert train.parse_args(["--data", "."])[1].out == Path("runs", Path.cwd().name)
     status, printed, _ = run("--help")
     assert status == 0 and all(f"--{name.replace('_', '-')} " in printed for name in expected)
-    assert "; cifar10 small: 600; cifar10 full: 4000; stl10 small: 600;" in " ".join(printed.split())
 
 
-def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures(tmp_path, monkeypatch):
+def test_size_and_precision_follow_the_device_and_a_folders_steps_its_pictures(tmp_path, monkeypatch):
     settings = lambda *argv: train.parse_args(["--out", str(tmp_path / "out"), "--data", *argv])[1]  # noqa: E731
     for data in ("fashion", "cifar10", "stl10"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert settings(data).blocks == settings(data, "--size", "small").blocks == 1 < settings(data, "--size", "full").blocks
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
-        assert settings(data).steps == train.PRESETS[data]["full"].steps and settings(data).size == "full"
+        for fast, capability in ((True, (8, 0)), (False, (7, 5))):  # older cards than 8.0 claim bfloat16, and fail
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+            assert (settings(data).steps, settings(data).bf16) == (train.PRESETS[data]["full"].steps, fast)
+    refused(["--out", tmp_path, "--bf16"], "--bf16 needs", folder=tmp_path)
     assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))
     (tmp_path / "data" / "cat").mkdir(parents=True)
     for i in range(150):
@@ -491,17 +467,6 @@ def test_a_size_chooses_the_preset_and_a_folders_steps_follow_its_pictures(tmp_p
     found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(150 / 60000) = 0.05
     assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (300, 2000, 200, 64)
     assert settings(str(tmp_path / "data"), "--size", "small").steps == 150  # no fewer
-    train.write_json(tmp_path / "settings.json", dict(flags=vars(found), begun=["teacher"], classes=["cat"], teacher_seed=0))
-    again = train.parse_args(["unlearn", "--teacher", str(tmp_path), "--out", str(tmp_path / "out")])[1]
-    assert (again.image_size, again.pretrain_steps, again.steps) == (16, 2000, 200)  # the pictures are those of the teacher
-
-
-def test_bfloat16_is_for_cards_that_have_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for fast, capability in ((True, (8, 0)), (False, (7, 5))):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-        assert train.parse_args(["--out", str(tmp_path)])[1].bf16 is fast
-    refused(["--out", tmp_path, "--bf16"], "--bf16 needs", folder=tmp_path)
 
 
 BAD = """
@@ -530,22 +495,6 @@ def test_embedded_shapes_are_seeded_varied_complete_and_mirror_images_of_themsel
         mean = data.images[data.labels == label].float().mean(0)
         assert len(first[30 * label :][:30].unique(dim=0)) == 30 and (mean - mean.flip(2)).abs().max() < 45
     assert data.classes[::4] == ["red-disc", "red-triangle", "blue-bars"] and data.classes[5] == "blue-disc"
-    assert len(data.images) == 10000 and torch.equal(data.test_images, train.draw_shapes(200, 1, 8)[0])
-
-
-def test_cifar10_is_read_in_its_own_format(tmp_path, monkeypatch):
-    cifar, names = tmp_path / "cifar-10-batches-py", [f"batch_{i}" for i in range(6)]
-    cifar.mkdir()
-    pixels = torch.randint(256, (10, 3072), dtype=torch.uint8)
-    for i, name in enumerate(names):
-        (cifar / name).write_bytes(pickle.dumps({"data": (pixels + i).numpy(), "labels": [*range(9, -1, -1)]}))
-    (cifar / "meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", [[name, None] for name in names[:5]])
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [[names[5], None]])
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", {"filename": "meta", "key": "label_names", "md5": None})
-    data = load("--data", "cifar10", "--data-dir", tmp_path)[1]
-    assert data.images.shape == (50, 3, 32, 32) and data.classes == list("abcdefghij") and data.labels[:2].tolist() == [9, 8]
-    assert torch.equal(data.images[:10].flatten(1), pixels) and torch.equal(data.test_images.flatten(1), pixels + 5)
 
 
 def test_fashion_mnist_is_read_packed_or_unpacked_with_names_fit_for_files(tmp_path):
@@ -557,10 +506,9 @@ def test_fashion_mnist_is_read_packed_or_unpacked_with_names_fit_for_files(tmp_p
         for kind, content in contents.items():
             path = raw / f"{part}-{kind}-ubyte"
             path.write_bytes(content) if part == "train" else path.with_suffix(".gz").write_bytes(gzip.compress(content))
-    settings, data = load("--data", "fashion", "--data-dir", tmp_path)
+    data = load("--data", "fashion", "--data-dir", tmp_path)[1]
     assert torch.equal(data.images[:, 0], pixels[0]) and torch.equal(data.test_images[:, 0], pixels[1])
     assert data.classes[::3] == ["t-shirt-top", "dress", "shirt", "ankle-boot"] and data.labels[-1] == 1
-    assert train.parse_pairs(settings.forget, data.classes) == {7: 8}
 
 
 def picture(path, mode="RGB", colour=100, height=10):
@@ -578,11 +526,11 @@ def test_a_folder_of_pictures_of_any_8_bit_mode_and_size_becomes_squares(tmp_pat
     (settings, data), (_, again) = (load(*TINY, "--data", tmp_path, "--image-size", 4, "--forget", "tea:0") for _ in range(2))
     assert data.classes == ["café au lait", "tea"] and torch.equal(data.labels, again.labels)
     assert data.labels.bincount().tolist() == [18, 18] and data.images.shape[1:] == (1, 4, 4) and not data.flip  # all are grey
+    assert data.test_labels.bincount().tolist() == [2, 2]  # a tenth of each class
+    assert all(data.images[data.labels == label].unique().tolist() == [255 - 255 * label] for label in (0, 1))
     picture(tmp_path / "tea" / "00 é.png", colour=(9, 0, 0))
     coloured = load(*TINY, "--data", tmp_path, "--image-size", 4)[1]
     assert coloured.images.shape[1:] == (3, 4, 4) and coloured.flip
-    assert data.test_labels.bincount().tolist() == [2, 2]  # a tenth of each class
-    assert all(data.images[data.labels == label].unique().tolist() == [255 - 255 * label] for label in (0, 1))
 
 
 def test_bad_picture_folders_are_refused_by_name(tmp_path):
@@ -606,7 +554,6 @@ def test_pairs_are_names_numbers_or_concepts():
     assert train.parse_pairs(["0:3", "red-ring:blue-disc", "0:3"], classes) == {0: 3, 1: 2}
     assert train.parse_pairs(["truck:car"], ["car", "fire-truck", "truck"]) == {2: 0}  # a class before a concept
     assert train.parse_pairs(["2:1"], ["1", "2"]) == {1: 0}  # a name before a number
-    pytest.raises(SystemExit, train.parse_pairs, ["red:blue"], classes[:3])
 
 
 def test_figures_are_their_definitions():
@@ -685,16 +632,6 @@ def test_no_figure_depends_on_the_order_of_the_classes():
     assert {key: value.expected for key, value in figures[1].items()} == figures[0]
 
 
-def test_names_stand_over_the_middle_of_their_columns_and_beside_that_of_their_rows(tmp_path):
-    rows = torch.full((2, 3, 1, 8, 8), 200, dtype=torch.uint8)  # drawn as squares of 64 pixels, 8 apart
-    train.save_picture(tmp_path / "names.png", rows, ["up", "down"], ["aa", "bb", "cc"])
-    black = np.array(PIL.Image.open(tmp_path / "names.png").convert("L")) < 100
-    left, top = 7 * len("down") + 12 + 8, 20 + 8  # of the first square
-    middle = lambda lines: abs(np.flatnonzero(lines).mean() - 31.5) < 4  # noqa: E731
-    assert all(middle(black[:top, left + 72 * i :][:, :64].any(0)) for i in range(3))
-    assert all(middle(black[top + 72 * i :, :left][:64].any(1)) for i in range(2)) and not black[top:, left:].any()
-
-
 def test_steps_to_forget_needs_forgetting_that_lasts():
     rows = [(1, 0, 0.9), (1, 0.95, 0.98), (0.9, 0.95, 0.98), (1, 0.95, 0.95), (0.95, 0.9, 0.97), (1, 1, 0.98)]
     curve = [dict(step=10 + i, unlearning_accuracy=u, cover_share=c, retain_accuracy=r) for i, (u, c, r) in enumerate(rows)]
@@ -730,22 +667,6 @@ def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monk
     assert saves == saved and not (tmp_path / "resume.pt").exists() and read(tmp_path / "teacher.pt")["seconds"] == 90
 
 
-@pytest.mark.parametrize("marks, times, expected", [
-    ([0, 2, 3, 3.5], 10, 3.5 + 7 * 0.5), ([0, 7, 9], 10, 9 + 8 * 2), ([0, 3], 1, 3), ([0], 0, 0),
-])  # fmt: skip
-def test_time_is_foreseen_from_the_first_calls(monkeypatch, marks, times, expected):
-    monkeypatch.setattr(train.time, "perf_counter", iter(marks).__next__)
-    assert train.seconds_of(lambda: None, times) == expected
-
-
-def test_an_estimate_leaves_the_random_state_alone(monkeypatch):
-    (settings, data), state, lines = load(*TINY), torch.get_rng_state(), []
-    monkeypatch.setattr(train, "read_settings", lambda _: {"begun": []})
-    monkeypatch.setattr(train, "write_log", lambda folder, log: lines.extend(log))
-    train.estimate("pretrain", settings, data)
-    assert torch.equal(torch.get_rng_state(), state) and [*lines[0]["seconds"]] == ["classifier", "teacher"]
-
-
 @pytest.mark.parametrize("loss, weight, word", [(math.nan, 0.0, "a loss is not finite"), (0.0, math.inf, "a weight is not")])
 def test_what_is_not_finite_stops_the_run_with_advice_and_is_not_saved(tmp_path, capsys, loss, weight, word):
     net = nn.Linear(1, 1)
@@ -754,28 +675,15 @@ def test_what_is_not_finite_stops_the_run_with_advice_and_is_not_saved(tmp_path,
     assert stop.value.code == 2 and word in capsys.readouterr().err and not (tmp_path / "teacher.pt").exists()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 9, 10])
-def test_a_teacher_of_any_number_of_steps_is_the_average_of_its_weights(stage, steps):
-    handed, decay = stage(train.train_teacher, ["--pretrain-steps", steps]), 0.5 ** (20 / steps)
-    expected = weights(handed.parts["net"])
-    for _ in range(steps):
-        assert handed.step()["loss"].isfinite()
-        expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights(handed.parts["net"]))]
-    assert_close(weights(handed.nets["weights"]), expected)
-    assert list(handed.look(0)) == [{"step": 0, "labels": dict.fromkeys(handed.data.classes, 1000)}]
-
-
-def test_unlearning_gives_every_flag_to_pecker_and_looks_at_about_fifty_points(stage):
+def test_unlearning_gives_every_flag_to_pecker():
     flags = "--forget red:blue --keep 0.3 --mask random --mask-every 3 --xi 2 --forget-weight 4 --retain-weight 5 --lr 6".split()
-    flags += "--fake-score-lr 7 --steps 150 --batch-size 300 --ddim-steps 9 --seed 10 --ema-half-life 2 --t-max 99".split()
+    flags += "--fake-score-lr 7 --batch-size 300 --ddim-steps 9 --seed 10 --ema-half-life 2 --t-max 99".split()
     settings, data = load(*TINY, *flags)
-    handed = stage(train.unlearn, flags, train.make_classifier(settings, data), train.make_network(settings, data))
-    pecker = handed.parts["pecker"]
+    pecker = train.make_pecker(settings, data, train.make_network(settings, data))
     names = "keep mask_kind mask_every xi forget_weight retain_weight batch_size ddim_steps num_forget_images decay t_max"
     assert [getattr(pecker, name) for name in names.split()] == [0.3, "random", 3, 2, 4, 5, 300, 9, 600, 0.5**0.5, 99]
     assert pecker.generator_optimizer.param_groups[0]["lr"] == 6 and pecker.fake_score_optimizer.param_groups[0]["lr"] == 7
-    assert pecker.rng.initial_seed() == 10 and handed.looks == [*range(0, 151, 3)] and handed.images == 600
-    assert [line["images"] for line in handed.look(3)] == [5 * 20 + 5 * 20] * 2
+    assert pecker.rng.initial_seed() == 10 and pecker.cover_of.tolist() == 2 * [*range(5, 10)]
 
 
 def test_one_command_leaves_everything_in_the_run_folder(whole):
@@ -789,10 +697,9 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
     assert steps == {"classifier": [*range(2, 45, 2), 45], "teacher": [*range(1, 22)], "pecker": [*range(1, 11)]}
     curve = [(line["step"], line["weights"]) for line in log if "weights" in line]
     assert curve == [*itertools.product(range(11), ("average", "raw"))]
-    saved, metrics = read(whole / "settings.json"), read(whole / "metrics.json")
-    flags = train.parse_args([*TINY, "--out", str(whole)])[1]
+    metrics, flags = read(whole / "metrics.json"), vars(train.parse_args([*TINY, "--out", str(whole)])[1])
     about = metrics.pop("settings")
-    assert train.read_settings(whole)["flags"] == vars(flags) and saved["begun"] == ["classifier", "teacher", "pecker"]
+    assert train.read_settings(whole)["flags"] == flags
     evaluations = {"teacher": (2, 30), "teacher_one_step": (1, 30), "generator": (1, 30), "generator_raw": (1, 30)}
     assert {name: (row["network_evaluations"], row["images"]) for name, row in metrics.items()} == evaluations
     assert set(about["seconds"]) == {"classifier", "teacher", "pecker", "evaluate"} and min(about["seconds"].values()) > 0
@@ -803,17 +710,14 @@ NUMBERS = {
     "classifier 4": 2.363, "classifier 45": 1.555, "teacher 1": 0.0722, "teacher 21": 0.1056, "pecker 1": 33.18,
     "teacher forget_entropy": 2.293, "teacher frechet_distance": 5.481, "teacher_one_step forget_entropy": 2.291,
     "generator forget_entropy": 2.291, "generator frechet_distance": 5.697, "generator_raw frechet_distance": 5.891,
-    "pecker 10": 50.1, "accuracy": 0.633,
+    "pecker 10": 50.1, "settings classifier_accuracy": 0.633,
 }  # fmt: skip
 
 
 def test_the_numbers_of_a_small_run_are_those_recorded_here(whole):
     """Not a truth but a guard of the recipe: after a wanted change of it, write down the new ones."""
-    log = [line for line in read(whole / "log.jsonl") if "seconds_left" in line]
-    found = {f"{line['stage']} {line['step']}": [*line.values()][2] for line in log}
-    metrics = read(whole / "metrics.json")
-    found |= {f"{name} {key}": value for name, row in metrics.items() for key, value in row.items()}
-    found["accuracy"] = metrics["settings"]["classifier_accuracy"]
+    found = {f"{line['stage']} {line['step']}": [*line.values()][2] for line in read(whole / "log.jsonl") if "seconds_left" in line}
+    found |= {f"{name} {key}": value for name, row in read(whole / "metrics.json").items() for key, value in row.items()}
     assert {key: found[key] for key in NUMBERS} == pytest.approx(NUMBERS, rel=0.02)
 
 
@@ -836,7 +740,6 @@ def test_a_finished_run_is_not_run_again_and_other_images_are_only_printed_or_sa
 def test_a_folder_binds_stage_by_stage_and_keeps_its_precision(tmp_path):
     out = tmp_path / "out"
     assert run("pretrain", *TINY, "--bf16", "--keep", 0.9, "--out", out)[0] == 0 and not (out / "generator.pt").exists()
-    assert train.read_settings(out)["begun"] == ["classifier", "teacher"]
     assert run("unlearn", "--out", out, "--keep", 0.25, *ONE_STEP[:8])[0] == 0
     flags = train.read_settings(out)["flags"]
     assert (flags["keep"], flags["width"], flags["bf16"], flags["steps"]) == (0.25, 4, True, 1)
@@ -864,11 +767,9 @@ def test_runs_share_a_teacher_by_copying_it(whole, out, tmp_path):
     assert (about["flags"]["forget"], about["flags"]["seed"], about["teacher_seed"]) == (["red:blue"], 3, 0)
     torch.save(read(out / "teacher.pt") | {"seconds": 0}, out / "teacher.pt")
     refused(["unlearn", "--teacher", out, "--out", moved, *ONE_STEP], "from another teacher", folder=tmp_path)
-    (out / "teacher.pt").unlink()
-    refused(["unlearn", "--teacher", out, "--out", tmp_path / "new", *ONE_STEP], "teacher.pt is missing", folder=tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "runs code", "of another network", "without weights", "no dict"])
+@pytest.mark.parametrize("damage", ["cut", "runs code", "of another network", "no dict"])
 @pytest.mark.parametrize("name", "classifier.pt teacher.pt generator.pt resume.pt settings.json metrics.json log.jsonl".split())
 def test_damaged_files_and_those_of_another_network_are_refused(name, damage, out, monkeypatch):
     class Runs:
@@ -878,16 +779,9 @@ def test_damaged_files_and_those_of_another_network_are_refused(name, damage, ou
     monkeypatch.chdir(out)
     if name == "resume.pt":
         (out / "generator.pt").rename(out / name)
-    other = read(out / ("teacher.pt" if name == "classifier.pt" else "classifier.pt")) | {"stage": "pecker"}
-    contents = {"of another network": other | {"average": other["weights"]}, "without weights": {"stage": "pecker"}}
-    with open(out / name, "rb+") as file:
-        file.truncate(100 if damage == "cut" else 0)
-        if damage == "runs code":
-            pickle.dump(Runs(), file, protocol=2)
-        elif damage not in ("cut", "empty"):
-            torch.save(contents.get(damage, []), file) if name.endswith(".pt") else file.write(b"{}\n")
-    if name == "log.jsonl":  # half a line at its end is no damage
-        (out / name).write_bytes((out / name).read_bytes() + b"\n")
+    other = (out / ("teacher.pt" if name == "classifier.pt" else "classifier.pt")).read_bytes()
+    contents = {"runs code": pickle.dumps(Runs(), protocol=2), "no dict": b"[]\n", "of another network": other}
+    (out / name).write_bytes(contents.get(damage, other[:100]) + b"\n" * (name == "log.jsonl"))  # half a line at its end is no damage
     refused([*TINY, "--out", out], name, folder=out)
 
 
@@ -938,17 +832,6 @@ def test_a_signal_outside_a_loop_ends_the_program_at_once_and_while_looking_save
     monkeypatch.undo()
     monkeypatch.setattr(train, "main", lambda _: loop(tmp_path, 9, lambda: {}, "--save-every", 100, look=kill, looks=[3]))
     assert run()[0] == 128 + number and read(tmp_path / "resume.pt")["done"] == 3
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_last_step_is_saved_ends_the_program(number, tmp_path, monkeypatch):
-    def save(path, content, write=train.write):
-        write(path, content)
-        os.kill(os.getpid(), number if path.name == "resume.pt" else 0)
-
-    monkeypatch.setattr(train, "write", save)
-    monkeypatch.setattr(train, "main", lambda _: loop(tmp_path, 4, lambda: {}))
-    assert run()[0] == 128 + number and read(tmp_path / "resume.pt")["done"] == 4 and not (tmp_path / "teacher.pt").exists()
 
 
 def test_a_full_disk_stops_the_run_with_advice_and_leaves_no_half_of_a_file(tmp_path, monkeypatch):
