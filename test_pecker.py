@@ -716,7 +716,7 @@ NUMBERS = {
 
 def test_the_numbers_of_a_small_run_are_those_recorded_here(whole):
     """Not a truth but a guard of the recipe: after a wanted change of it, write down the new ones."""
-    found = {f"{line['stage']} {line['step']}": [*line.values()][2] for line in read(whole / "log.jsonl") if "seconds_left" in line}
+    found = {f"{one['stage']} {one['step']}": [*one.values()][2] for one in read(whole / "log.jsonl") if "seconds_left" in one}
     found |= {f"{name} {key}": value for name, row in read(whole / "metrics.json").items() for key, value in row.items()}
     assert {key: found[key] for key in NUMBERS} == pytest.approx(NUMBERS, rel=0.02)
 
@@ -781,7 +781,7 @@ def test_damaged_files_and_those_of_another_network_are_refused(name, damage, ou
         (out / "generator.pt").rename(out / name)
     other = (out / ("teacher.pt" if name == "classifier.pt" else "classifier.pt")).read_bytes()
     contents = {"runs code": pickle.dumps(Runs(), protocol=2), "no dict": b"[]\n", "of another network": other}
-    (out / name).write_bytes(contents.get(damage, other[:100]) + b"\n" * (name == "log.jsonl"))  # half a line at its end is no damage
+    (out / name).write_bytes(contents.get(damage, other[:100]) + b"\n" * (name == "log.jsonl"))  # half a line is none
     refused([*TINY, "--out", out], name, folder=out)
 
 
