@@ -727,7 +727,7 @@ def test_a_finished_run_is_not_run_again_and_other_images_are_only_printed_or_sa
     before = (out / "metrics.json").read_bytes()
     status, printed, _ = run("evaluate", "--out", out, "--images", 4, "--device", "cpu")
     assert status == 0 and (out / "metrics.json").read_bytes() == before
-    assert "40 images" in printed and "unlearning accuracy (higher is better)" in printed
+    assert "40 images" in printed and "unlearning accuracy" in printed
     for count in (3, 2):  # the second time fewer, and no old ones left
         assert run("sample", "--out", out, "--images", count, "--device", "cpu")[0] == 0
     _, data, _, _, generators = train.load_run(out, "cpu")
@@ -757,7 +757,6 @@ def test_runs_share_a_teacher_by_copying_it(whole, out, tmp_path):
     sfd, moved, products = tmp_path / "sfd", tmp_path / "moved", ("classifier.pt", "teacher.pt")
     share = ["unlearn", "--teacher", whole, *ONE_STEP]
     refused([*share, "--out", sfd, "--width", 8], "--width 4 (now 8)", folder=tmp_path)
-    refused(share, "--teacher needs --out", folder=tmp_path)
     assert run(*share, "--out", sfd)[0] == 0 and {line["stage"] for line in read(sfd / "log.jsonl")} == {"pecker"}
     assert all((sfd / name).read_bytes() == (whole / name).read_bytes() for name in products)
     assert {path.name for path in sfd.iterdir()} == {"settings.json", "log.jsonl", *products, "generator.pt", "trajectory.png"}

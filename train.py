@@ -149,7 +149,8 @@ def in_words(value):
 
 def make_parser():
     """The fields of Settings as flags. None has a default here: what is not given comes from a run folder or the preset."""
-    rule = "\nA folder has cifar10's presets, its steps times sqrt(pictures / 60000), but at least 150."
+    rule = "\nDefaults below are those of shapes; PRESETS in train.py has those of the others. A folder of pictures has those of"
+    rule += "\ncifar10, but its steps are multiplied by sqrt(pictures / 60000), and are 150 or more."
     parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
@@ -157,12 +158,8 @@ def make_parser():
     groups = {group: parser.add_argument_group(group) for group in dict.fromkeys(GROUP_OF.values())}
     for name, field in FIELDS.items():
         group, text, limits, more = field.metadata.values()
-        default = in_words(getattr(Settings(), name))
-        if default != "None":
-            presets = {f"{data} {size}": preset for data, sizes in PRESETS.items() for size, preset in sizes.items()}
-            values = {words: in_words(getattr(preset, name)) for words, preset in presets.items()}
-            others = [f"; {preset}: {value}" for preset, value in values.items() if value != default and name != "data"]
-            text += f" (default: {default}{''.join(others)})"
+        if field.default is not None:
+            text += f" (default: {in_words(field.default)})"
         kind = (int if limits else str) if field.type is tuple else field.type
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
         groups[group].add_argument("--" + name.replace("_", "-"), help=text, **how, **more)
@@ -178,8 +175,6 @@ def parse_args(argv):
     if not there[device]:
         fail(f"--device {device} is not available here: give cpu")
     fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
-    if given.get("teacher") and not given.get("out"):
-        fail("--teacher needs --out, a run folder for what is made of it")
     if device == "cuda" and given.get("bf16") and not fast:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
     command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
@@ -510,8 +505,8 @@ def load_product(folder, stage, settings, data):
     return nets
 
 
-def check(command, settings, data):
-    """What can be refused of settings, data and run folders once the data are known, before the run folder is touched."""
+def open_folder(command, settings, data):
+    """Refuse what does not fit; then make the run folder, whole by itself: with classifier and teacher of --teacher."""
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
     home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
@@ -534,22 +529,16 @@ def check(command, settings, data):
         for product in PRODUCTS:
             load_product(folder, product, settings, data)
     read_log(out)
-
-
-def open_folder(command, settings, data):
-    """Refuse what can be refused; then make the run folder, whole by itself: with classifier and teacher of --teacher."""
-    check(command, settings, data)
     if command in ("evaluate", "sample"):
         return
-    settings.out.mkdir(parents=True, exist_ok=True)
-    saved = read_settings(settings.out) or {"begun": []}
-    begun, seed = saved["begun"], saved["teacher_seed"] if saved["begun"] else settings.seed
-    if settings.teacher:
-        begun, seed = [*dict.fromkeys(["classifier", "teacher", *begun])], read_settings(settings.teacher)["teacher_seed"]
-    new = {"begun": begun, "teacher_seed": seed, "flags": vars(settings), "classes": data.classes}
-    write_json(settings.out / "settings.json", new | environment(settings))
+    out.mkdir(parents=True, exist_ok=True)
+    begun = (read_settings(out) or {"begun": []})["begun"]
+    begun = [*dict.fromkeys(["classifier", "teacher", *begun])] if settings.teacher else begun
+    seed = read_settings(home)["teacher_seed"] if begun else settings.seed
+    new = {"begun": begun, "teacher_seed": seed, "flags": now, "classes": data.classes}
+    write_json(out / "settings.json", new | environment(settings))
     for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
-        write(settings.out / name, lambda file: file.write((settings.teacher / name).read_bytes()))
+        write(out / name, lambda file: file.write((home / name).read_bytes()))
 
 
 def read_log(folder):
@@ -593,14 +582,13 @@ def on_signal(number, _):
 
 
 def seconds_of(call, times):
-    """How long so many calls will take, from the first, which also prepares what the others use, and one or two more."""
-    marks = [time.perf_counter()]
-    while len(marks) <= min(times, 3) and (len(marks) < 3 or marks[-1] - marks[0] < 5):
+    """How long so many calls will take, from the second: the first one also prepares what the others use."""
+    for _ in range(2):
+        begin = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        marks.append(time.perf_counter())
-    return marks[-1] - marks[0] + (times + 1 - len(marks)) * (marks[-1] - marks[-2]) if times else 0.0
+    return times * (time.perf_counter() - begin)
 
 
 def train(settings, data, stage, total, images_per_step, step, parts, nets, look=lambda done: (), looks=()):
@@ -824,13 +812,11 @@ def evaluate(settings, data, classifier, teacher, generators):
 
     accuracy = (probabilities.argmax(1) == data.test_labels.cpu()).double().mean().item()
     print(f"\n{settings.data}: forget {in_words(settings.forget)}; {len(labels)} images; classifier {accuracy:.4f} on real ones")
-    print(" " * 46 + "".join(name.rjust(20) for name in metrics))
-    higher = ("unlearning_accuracy", "cover_share", "retain_accuracy", "inception_score", "precision", "recall")
-    aside = ("class_accuracy", "forget_histogram", "forget_entropy", "images")
-    for key in [key for key in metrics["generator"] if key not in aside]:
-        text = f"{key.replace('_', ' ')} ({'higher' if key in higher else 'lower'} is better)"
-        values = [row.get(key) for row in metrics.values()]
-        print(text.ljust(46) + "".join(f"{'-' if value is None else f'{value:.4g}':>20}" for value in values))
+    print(" " * 24 + "".join(name.rjust(18) for name in metrics))
+    for key, value in metrics["generator"].items():
+        if not isinstance(value, dict):
+            values = [row.get(key) for row in metrics.values()]
+            print(key.replace("_", " ").ljust(24) + "".join(f"{'-' if one is None else f'{one:.4g}':>18}" for one in values))
     if images != len(labels):
         print(f"{path} has another --images: nothing is written; delete it to replace it")
         return metrics
@@ -874,17 +860,16 @@ def estimate(command, settings, data):
     """Prints and logs what a new run will take on this machine. Times a few steps on throwaway copies."""
     if command not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
         return
-    throwaway, count = dataclasses.replace(settings, out=None), settings.images * len(data.classes)
+    throwaway = dataclasses.replace(settings, out=None)
     with torch.random.fork_rng():
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
         if command == "all":
             seconds["pecker"] = unlearn(throwaway, data, classifier, net)["raw"]
-            noise = data.fixed_noise(min(250, count), 0)
-            c = torch.arange(len(noise), device=settings.device) % len(data.classes)
-            schedule = NoiseSchedule().to(settings.device)
-            draw = functools.partial(draw_pictures, functools.partial(generate, net, schedule), noise, c)
-            seconds["evaluate"] = seconds_of(draw, math.ceil(count / len(c)) * (settings.ddim_steps + 3))
+            noise, c = data.fixed_noise(50, seed=0), torch.zeros(50, dtype=torch.long, device=settings.device)
+            draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
+            evaluations = settings.images * len(data.classes) * (settings.ddim_steps + 3)
+            seconds["evaluate"] = seconds_of(lambda: draw_pictures(draw, noise, c), evaluations / len(c))
     seconds = {name: round(value, 1) for name, value in seconds.items()}
     words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
@@ -898,7 +883,7 @@ def load_run(folder, device=None):
     """
     _, settings = parse_args(["evaluate", "--out", str(folder)] + (["--device", device] if device else []))
     data = load_data(settings)
-    check("evaluate", settings, data)
+    open_folder("evaluate", settings, data)
     classifier, teacher, generators = (load_product(settings.out, stage, settings, data) for stage in PRODUCTS)
     return settings, data, classifier["weights"], teacher["weights"], generators
 
