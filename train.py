@@ -186,7 +186,7 @@ def parse_args(argv):
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
     for folder, taken in (given["out"], COMMANDS[command]), (given.get("teacher"), ("data", "classifier", "teacher")):
         if folder and (saved := read_settings(folder)):
-            found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken}
+            found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken or name == "data_dir"}
     known = found | {"teacher": None, "save_every": 0} | given
     size = known.setdefault("size", "full" if device == "cuda" else "small")
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[size]
