@@ -13,11 +13,16 @@ from unittest import mock
 import torch
 
 import train
-from experiments.compare import METHODS
 from experiments.relearn import make_parser
 from pecker import NoiseSchedule, Pecker, generate
 
 ASSETS = Path(__file__).parent.parent / "assets"
+VARIANTS = {
+    "default": {}, "no-forgetting": dict(mask="none", forget_weight=0.0), "no-mask": dict(mask="none"),
+    "random-mask": dict(mask="random"), "weight-1": dict(forget_weight=1.0), "sfd": dict(mask="none", forget_weight=0.01),
+    "keep-0.1": dict(keep=0.1), "xi-0.5": dict(xi=0.5), "xi-1.5": dict(xi=1.5),
+    "fake-score-detached": {}, "fake-score-never-learns": dict(fake_score_lr=0.0),
+}  # fmt: skip
 
 
 class Detached(Pecker):
@@ -29,27 +34,18 @@ class Detached(Pecker):
             return super().update_generator(retain, forget)
 
 
-VARIANTS = {
-    "default": {}, "no-forgetting": METHODS["copied row"], "no-mask": METHODS["none, weight 0.1"],
-    "random-mask": METHODS["random, weight 0.1"], "weight-1": METHODS["saliency, weight 1"], "sfd": METHODS["none, weight 0.01"],
-    "keep-0.1": dict(keep=0.1), "xi-0.5": dict(xi=0.5), "xi-1.5": dict(xi=1.5),
-    "fake-score-detached": {}, "fake-score-never-learns": dict(fake_score_lr=0.0),
-}  # fmt: skip
-
-
 def main(argv):
     args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, teacher, _ = train.load_run(args.run)
     labels = torch.arange(len(data.classes), device=settings.device).repeat(3)
-    noise = data.fixed_noise(len(labels), seed=2)
     for name, flags in VARIANTS.items():
         one = dataclasses.replace(settings, **flags, teacher=args.run, out=args.run / "ablations" / name)
         with mock.patch.object(train, "Pecker", Detached if name == "fake-score-detached" else Pecker):
             train.open_folder("unlearn", one, data)
             net = train.unlearn(one, data, classifier, teacher)["average"]
         draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
-        rows = train.draw_pictures(draw, noise, labels).unflatten(0, (3, len(data.classes)))
-        ASSETS.mkdir(exist_ok=True)
+        pictures = train.draw_pictures(draw, data.fixed_noise(len(labels), seed=2), labels)
+        rows = pictures.unflatten(0, (3, len(data.classes)))
         train.save_picture(ASSETS / f"ablation-{name}.png", rows, [name, "", ""], data.classes)
         print(f"{name}: {ASSETS / f'ablation-{name}.png'}", flush=True)
 

@@ -1,46 +1,95 @@
-"""What the paper claims of the mask, and what runs with and without it say of that; experiments.report prints it."""
+"""What may be said of a few runs: means, 95 % intervals, p-values, and what follows for the paper's claims for the mask.
 
-from experiments.intervals import holm, interval, p_value
-from experiments.results import by_method, compared
+A quantity T with Student's distribution is sqrt(n) tan(u), n degrees of freedom, where u has a density proportional to
+cos(u)^(n - 1): everything here rests on that integral. Paired t-test: Student 1908. Holm's correction: Holm 1979.
+"""
 
-# In a word, the figure that shows it, the sign of a difference that supports it, and how much worse would be no harm.
-# Seconds are left out: runs side by side measure the load of the machine; experiments.bench says what a step costs.
-CLAIMS = [("faster", "steps_to_forget", -1, 0), ("steadier", "wobble", -1, 0)]
-CLAIMS += [("harmless", "retain_accuracy", 1, 0.01), ("harmless", "frechet_distance", -1, 0.1)]
+import functools
+
+import numpy as np
+
+from experiments.results import by_method
+
+# Of a figure: the claim, the sign of a difference that supports it, and how much worse would be no harm.
+CLAIMS = {"steps_to_forget": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
+CLAIMS |= {"retain_accuracy": ("no worse", 1, 0.01), "frechet_distance": ("no worse", -1, 0.1)}
+
+
+@functools.cache
+def angles(n):
+    """For n degrees of freedom: u from 0 to pi / 2 (N,), and the probability of an angle between -u and u (N,)."""
+    u = np.linspace(0, np.pi / 2, 100001)
+    density = np.cos(u) ** (n - 1)
+    inside = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return u, inside / inside[-1]
+
+
+def student(values):
+    """Of at least two numbers: mean, half of its 95 % interval, two-sided p-value of its being zero; if all are equal, that of
+    the sign test."""
+    n, mean, error = len(values) - 1, float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
+    if error == 0:
+        return mean, 0.0, 0.5**n if mean else 1.0
+    u, inside = angles(n)
+    half = error * np.sqrt(n) * np.tan(np.interp(0.95, inside, u))
+    return mean, float(half), float(1 - np.interp(np.arctan(abs(mean) / error / np.sqrt(n)), u, inside))
+
+
+def holm(p_values):
+    """[p-value] -> [p-value that may be read as if it were the only one]."""
+    corrected, highest = list(p_values), 0.0
+    for i, at in enumerate(np.argsort(p_values)):
+        highest = max(highest, min(1.0, (len(p_values) - i) * p_values[at]))
+        corrected[at] = highest
+    return corrected
+
+
+def in_words(values, difference=False):
+    """[number or None] -> "mean ± standard deviation", of a difference "± half of the 95 % interval"; how many, if not all."""
+    there = [value for value in values if value is not None]
+    missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
+    if len(there) < 2:
+        return f"{there[0]:.3g}{missing}" if there else "never" if values else "-"
+    spread = student(there)[1] if difference else np.std(there, ddof=1)
+    return f"{np.mean(there):{'+' if difference else ''}.3g} ± {spread:.2g}{missing}"
+
+
+def share_in_words(count, total):
+    """A share with its 95 % interval (Wilson 1927), which is not empty at 0 and 1 either."""
+    share, z = count / total, 1.96
+    middle, half = (share + z**2 / (2 * total)), z * np.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    low, high = (max(0, one / (1 + z**2 / total)) for one in (middle - half, middle + half))
+    return f"{share:.4g} ({low:.4g} to {high:.4g})"
 
 
 def differences(found, key):
-    """{"saliency - none, weight 1": [numbers]}: what the mask does, seed by seed, beside its controls of the same weight.
+    """{control: [numbers]}: what the mask does beside each control, seed by seed.
 
     A run that never forgot counts as if it had at its very end, which flatters it, be it of the mask or of a control.
     """
     rows, minus = by_method(found, key), {}
     for one in found:
-        if rows[one["method"]][one["seed"]] is None and key == "steps_to_forget":
+        if key == "steps_to_forget" and rows[one["method"]][one["seed"]] is None:
             rows[one["method"]][one["seed"]] = one["flags"]["steps"]
-    for method in rows:
-        first = "saliency, " + method.split(", ")[-1]
-        if method.startswith(("random, ", "none, ")) and first in rows:
-            pairs = [(rows[first][seed], rows[method][seed]) for seed in sorted(rows[first].keys() & rows[method].keys())]
-            minus[f"saliency - {method}"] = [a - b for a, b in pairs if None not in (a, b)]
+    for control in ("none, weight 1", "random, weight 1"):
+        masked, other = rows.get("saliency, weight 1", {}), rows.get(control, {})
+        pairs = [(masked[seed], other[seed]) for seed in sorted(masked.keys() & other.keys())]
+        minus[control] = [a - b for a, b in pairs if None not in (a, b)]
     return minus
 
 
-def tested(data):
-    """[(claim, figure, difference, its values, p-value corrected for the length of this list, answer)].
+def tested(found):
+    """[(figure, claim, control, differences, p-value corrected for the length of this list, answer)].
 
     supported: significantly better, or surely not worse by more than the margin; not supported: significantly worse.
     """
-    found, rows = compared(data), []
-    for claim, key, sign, margin in CLAIMS:
-        minus = differences(found, key)
-        names = [name for name in minus if name.endswith("weight 1") and len(minus[name]) > 2]
-        rows += [(claim, key, sign, margin, name, minus[name]) for name in names]
-    corrected, answers = holm({i: p_value(row[-1]) for i, row in enumerate(rows)}), []
-    for i, (claim, key, sign, margin, name, values) in enumerate(rows):
-        mean, half = interval(values)
-        harmless, significant = margin and sign * mean - half > -margin, corrected[i] < 0.05
-        better, worse = significant and sign * mean > 0, significant and sign * mean < 0
-        answer = "supported" if better or harmless else "not supported" if worse else "cannot be told"
-        answers.append((claim, key, name, values, corrected[i], answer))
+    rows = [(key, control, values) for key in CLAIMS for control, values in differences(found, key).items() if len(values) > 1]
+    corrected, answers = holm([student(values)[2] for *_, values in rows]), []
+    for p, (key, control, values) in zip(corrected, rows):
+        claim, sign, margin = CLAIMS[key]
+        mean, half, _ = student(values)
+        no_worse = margin and sign * mean - half > -margin
+        better, worse = p < 0.05 and sign * mean > 0, p < 0.05 and sign * mean < 0
+        answer = "supported" if better or no_worse else "not supported" if worse else "cannot be told"
+        answers.append((key, claim, control, values, p, answer))
     return answers

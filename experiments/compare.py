@@ -1,7 +1,7 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
     python train.py                                                                     # a finished run, in runs/shapes
-    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 65 runs, two to three minutes each
+    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 50 runs, two to three minutes each
     python -m experiments.compare --methods "saliency, weight 1" "none, weight 1"       # some of them
     python -m experiments.compare --runs runs/job*                                      # reads finished run folders instead
 
@@ -10,21 +10,16 @@ Each run is an ordinary run folder below --out, with metrics.json; the same comm
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import torch
 
 import train
-from experiments import claims, results
-from experiments.intervals import in_words
-from experiments.relearn import copy_cover_rows, make_parser, positive, print_rows
+from experiments import report, results
+from experiments.relearn import copy_cover_rows, make_parser
 from pecker import noise_prediction_loss, saliency_mask, sample_ddim
 
-METHODS = {
-    f"{mask}, weight {weight:g}": dict(mask=mask, forget_weight=weight)
-    for weight in (1.0, 0.1) for mask in ("saliency", "random", "none")
-}  # fmt: skip
+METHODS = {f"{mask}, weight 1": dict(mask=mask, forget_weight=1.0) for mask in ("saliency", "random", "none")}
 METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
 METHODS["saliency once, weight 1"] = dict(mask="saliency", forget_weight=1.0, mask_every=0)
@@ -46,66 +41,53 @@ def describe_masks(pecker):
     c = pecker.draw_labels(pecker.retained, B)
     x = sample_ddim(pecker.teacher, pecker.schedule, pecker.draw_noise(B), c, pecker.ddim_steps)
     sets = [*zip(pecker.forget_images.split(B)[:2], pecker.forget_labels.split(B)[:2]), (x, c)]
-    report = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}
+    found = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}
     for name, net in (("teacher", pecker.teacher), ("generator", pecker.generator)):
         weights = list(net.requires_grad_(True).parameters())
         losses = [noise_prediction_loss(net, pecker.schedule, x, c) for x, c in sets]
         masks = [saliency_mask(torch.autograd.grad(loss, weights), pecker.keep) for loss in losses]
-        report[f"overlap_{name}"] = overlap(masks[0], masks[1])
-        report[f"overlap_{name}_with_retained"] = overlap(masks[0], masks[-1])
-    return report
+        found[f"overlap_{name}"] = overlap(masks[0], masks[1])
+        found[f"overlap_{name}_with_retained"] = overlap(masks[0], masks[2])
+    return found
 
 
 def run_one(settings, data, classifier, teacher, name):
     """An ordinary run, unlearn and evaluate, in settings.out; what is known besides goes into extra.json there."""
-    if not (settings.out / "metrics.json").exists():
-        train.open_folder("unlearn", settings, data)
-        nets, extra = train.unlearn(settings, data, classifier, teacher), {"compared": True}
-        if name == "copied row":
-            pairs, path = train.parse_pairs(settings.forget, data.classes), settings.out / "generator.pt"
-            nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
-            product = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
-            train.write(path, functools.partial(torch.save, product))
-            extra["method"] = name
-        if name == "saliency, weight 1":
-            torch.manual_seed(settings.seed)
-            pecker = train.make_pecker(settings, data, teacher)
-            pecker.generator.load_state_dict(nets["raw"].state_dict())
-            extra["masks"] = describe_masks(pecker)
-        train.write_json(settings.out / "extra.json", extra)
-        train.evaluate(settings, data, classifier, teacher, nets)
-    return results.read_run(settings.out)
+    train.open_folder("unlearn", settings, data)
+    nets, extra = train.unlearn(settings, data, classifier, teacher), {"compared": True}
+    if name == "copied row":
+        pairs, path = train.parse_pairs(settings.forget, data.classes), settings.out / "generator.pt"
+        nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
+        product = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
+        train.write(path, functools.partial(torch.save, product))
+        extra["method"] = name
+    if name == "saliency, weight 1":
+        torch.manual_seed(settings.seed)
+        pecker = train.make_pecker(settings, data, teacher)
+        pecker.generator.load_state_dict(nets["raw"].state_dict())
+        extra["masks"] = describe_masks(pecker)
+    train.write_json(settings.out / "extra.json", extra)
+    train.evaluate(settings, data, classifier, teacher, nets)
 
 
 def main(argv):
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare")
-    parser.add_argument("--seeds", type=positive, default=5, help="how many seeds (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: 5)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="read finished runs, run nothing")
-    args, found = parser.parse_args(argv), []
-    for folder in args.runs or ():
-        try:
-            found.append(results.read_run(folder))
-        except ValueError as error:
-            print(f"left out: {error}")
+    args, folders = parser.parse_args(argv), []
     if not args.runs:
         settings, data, classifier, teacher, _ = train.load_run(args.run)
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
-            print(f"\n{name}, seed {seed}", flush=True)
-            folder = args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}"
-            one = dataclasses.replace(settings, **METHODS[name], seed=seed, teacher=args.run, out=folder)
-            found.append(run_one(one, data, classifier, teacher, name))
-    rows, minus = {}, {}
-    for key in results.COLUMNS:
-        for name, values in results.by_method(found, key).items():
-            rows.setdefault(name, {})[key] = list(values.values())
-        for name, values in claims.differences(found, key).items():
-            minus.setdefault(name, {})[key] = values
-    print_rows("mean ± standard deviation over seeds", rows, results.COLUMNS)
-    print_rows("difference, same seed, mean ± 95 % interval", minus, results.COLUMNS, difference=True)
-    for key in next((one["masks"] for one in found if "masks" in one), ()):
-        print(f"mask: {key.replace('_', ' ')} {in_words([one['masks'][key] for one in found if 'masks' in one])}")
+            folders.append(args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}")
+            one = dataclasses.replace(settings, **METHODS[name], seed=seed, teacher=args.run, out=folders[-1])
+            if not (one.out / "metrics.json").exists():
+                print(f"\n{name}, seed {seed}", flush=True)
+                run_one(one, data, classifier, teacher, name)
+    found = [one | {"compared": True} for one in results.read_runs(args.runs or folders)]
+    for table in (report.methods, report.claims, report.overlaps):
+        print("", table(found), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,70 +1,115 @@
-"""Small SVG pictures of numbers, readable on light and dark pages: lines with bands, dots with intervals."""
+"""Small SVG pictures of the numbers in experiments/results/, readable on light and dark pages, for experiments.report."""
 
-import math
 from xml.sax.saxutils import escape
 
-COLOURS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d")  # told apart by the colour-blind, too
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 60, 210, 34, 44  # of the picture, and of its margins
+import numpy as np
+
+from experiments.claims import student, tested
+from experiments.results import FIGURES, by_method, compared, load
+
+GREY, COLOURS = "#808080", ("#d95f02", "#1b9e77", "#7570b3", "#e7298a")  # told apart by the colour-blind, too
 
 
-def ticks(low, high, count=5):
-    """Round numbers from low to high, about `count` of them."""
-    raw = (high - low) / count
-    step = min((f * 10.0 ** math.floor(math.log10(raw)) for f in (1, 2, 5, 10)), key=lambda one: abs(one - raw))
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def text(x, y, words, anchor="start", colour="#808080"):
+def text(x, y, words, anchor="middle", colour=GREY):
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
 
 
-def line(x1, y1, x2, y2, colour="#808080", width=1.0, dash=""):
-    dash = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{colour}" stroke-width="{width}"{dash}/>'
+def line(x1, y1, x2, y2, colour=GREY, width=1.0):
+    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{colour}" stroke-width="{width}"/>'
 
 
-def picture(title, parts, height=HEIGHT):
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, text(LEFT, 18, title), *parts, "</svg>", ""])
+def picture(title, name, low, high, left, right, bottom, draw):
+    """A title, an axis for numbers from low to high below, and what draw(at) returns, where at(number) is its place."""
+    at = lambda x: left + (x - low) / (high - low or 1) * (right - left)  # noqa: E731
+    parts = [text(60, 18, title, "start"), text((left + right) / 2, bottom + 36, name), *draw(at)]
+    for x in np.linspace(low, high, 6):
+        parts += [line(at(x), bottom, at(x), bottom + 4), text(at(x), bottom + 18, f"{x:.3g}")]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {bottom + 44}" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, *parts, "</svg>", ""])
 
 
 def lines(title, x_name, series, y_range=None):
-    """series {name: (x, y, low, high)}, each a list of numbers of one length: a line a name, with a band from low to high."""
-    xs = [x for one in series.values() for x in one[0]]
-    ys = y_range or [y for one in series.values() for values in one[1:] for y in values]
-    (x0, x1), (y0, y1) = ((low, high if high > low else low + 1) for low, high in ((min(xs), max(xs)), (min(ys), max(ys))))
-    at_x = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)  # noqa: E731
-    at_y = lambda y: HEIGHT - BOTTOM - (min(max(y, y0), y1) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
-    parts = [text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_name, "middle")]
-    for x in ticks(x0, x1):
-        parts += [line(at_x(x), at_y(y0), at_x(x), at_y(y0) + 4), text(at_x(x), at_y(y0) + 18, f"{x:g}", "middle")]
-    for y in ticks(y0, y1):
-        parts += [line(LEFT, at_y(y), WIDTH - RIGHT, at_y(y), width=0.3), text(LEFT - 6, at_y(y) + 4, f"{y:.6g}", "end")]
-    for i, ((name, (x, y, low, high)), colour) in enumerate(zip(series.items(), COLOURS)):
-        path = lambda x, y: "L".join(f"{at_x(a):.1f} {at_y(b):.1f}" for a, b in zip(x, y))  # noqa: E731
-        parts.append(f'<path d="M{path(x, high)}L{path(x[::-1], low[::-1])}Z" fill="{colour}" fill-opacity="0.2"/>')
-        parts.append(f'<path d="M{path(x, y)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        legend = TOP + 14 + 20 * i
-        parts += [line(WIDTH - RIGHT + 12, legend, WIDTH - RIGHT + 32, legend, colour, 3)]
-        parts += [text(WIDTH - RIGHT + 38, legend + 4, name, colour=colour)]
-    return picture(title, parts)
+    """series {name: {x: numbers}}: a line a name, the mean, in its band, the 95 % interval."""
+    bands = [[(x, *student(values)[:2]) for x, values in points.items()] for points in series.values()]
+    ends = [y + sign * half for points in bands for _, y, half in points for sign in (-1, 1)]
+    y0, y1 = y_range or (min(ends), max(ends))
+
+    def draw(at):
+        at_y = lambda y: 276 - (min(max(y, y0), y1) - y0) / (y1 - y0) * 242  # noqa: E731
+        path = lambda points: "L".join(f"{at(x):.1f} {at_y(y):.1f}" for x, y in points)  # noqa: E731
+        for y in np.linspace(y0, y1, 6):
+            yield from (line(60, at_y(y), 430, at_y(y), width=0.3), text(54, at_y(y) + 4, f"{y:.3g}", "end"))
+        for i, (name, points, colour) in enumerate(zip(series, bands, COLOURS)):
+            edge = [(x, y + half) for x, y, half in points] + [(x, y - half) for x, y, half in reversed(points)]
+            yield f'<path d="M{path(edge)}Z" fill="{colour}" fill-opacity="0.2"/>'
+            yield f'<path d="M{path((x, y) for x, y, _ in points)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            yield text(442, 52 + 20 * i, name, "start", colour)
+
+    xs = [x for points in series.values() for x in points]
+    return picture(title, x_name, min(xs), max(xs), 60, 430, 276, draw)
 
 
-def dots(title, x_name, rows, marks=()):
-    """rows [(name, value, half of the interval)], marks (x, name): a dot a row, from top to bottom, its interval and its name;
-    each mark, such as zero or chance, a dashed line."""
-    left, top, height = 250, 52, 52 + 24 * len(rows) + BOTTOM
-    edges = [value + sign * half for _, value, half in rows for sign in (-1, 1)] + [x for x, _ in marks]
-    low, high = min(edges), max(max(edges), min(edges) + 1e-9)
-    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
-    at_x = lambda x: left + (x - low) / (high - low) * (WIDTH - left - 30)  # noqa: E731
-    bottom, parts = height - BOTTOM, [text((left + WIDTH) / 2, height - 8, x_name, "middle")]
-    for x in ticks(low, high):
-        parts += [line(at_x(x), bottom, at_x(x), bottom + 4), text(at_x(x), bottom + 18, f"{x:.6g}", "middle")]
-    for x, name in marks:
-        parts += [line(at_x(x), top - 4, at_x(x), bottom, dash="4 3"), text(at_x(x), top - 8, name, "middle")]
-    for i, (name, value, half) in enumerate(rows):
-        y, colour = top + 24 * i + 12, COLOURS[0]
-        parts += [text(left - 10, y + 4, name, "end"), line(at_x(value - half), y, at_x(value + half), y, colour, 2)]
-        parts += [f'<circle cx="{at_x(value):.1f}" cy="{y}" r="4" fill="{colour}"/>']
-    return picture(title, parts, height)
+def dots(title, x_name, rows, mark, mark_name):
+    """rows {name: numbers}: a dot a row, the mean, on its 95 % interval; a vertical line at the number `mark`."""
+    spans, bottom = [student(values)[:2] for values in rows.values()], 52 + 24 * len(rows)
+    ends = [mark, *(mean + sign * half for mean, half in spans for sign in (-1, 1))]
+
+    def draw(at):
+        yield from (line(at(mark), 48, at(mark), bottom), text(at(mark), 44, mark_name))
+        for y, name, (mean, half) in zip(range(64, bottom, 24), rows, spans):
+            yield from (text(240, y + 4, name, "end"), line(at(mean - half), y, at(mean + half), y, COLOURS[0], 2))
+            yield f'<circle cx="{at(mean):.1f}" cy="{y}" r="4" fill="{COLOURS[0]}"/>'
+
+    return picture(title, x_name, min(ends), max(ends), 250, 590, bottom, draw)
+
+
+def curves(found, data, key):
+    """A figure of the raw weights, of which the average hides much, against steps: the masks at weight 1, and SFD."""
+    series = {}
+    for method in ("saliency, weight 1", "random, weight 1", "none, weight 1", "none, weight 0.01"):
+        runs = [one["curve"] for one in found if one["method"] == method]
+        if len(runs) > 1:
+            values = zip(*(run["raw"][key] for run in runs))
+            series["SFD (none, 0.01)" if "0.01" in method else method] = dict(zip(runs[0]["step"], values))
+    return series and lines(f"{FIGURES[key]}, {data}, raw weights: mean and 95 % band over seeds", "step", series, (0, 1))
+
+
+def mask_differences(found, data):
+    rows = {f"beside {name}": values for key, _, name, values, *_ in tested(found) if key == "steps_to_forget"}
+    title = f"Steps to forget, {data}: the saliency mask minus its controls, 95 % intervals"
+    return rows and dots(title, "steps", rows, 0, "no difference")
+
+
+def mask_overlaps(found, data):
+    masks = [one["masks"] for one in found if "masks" in one]
+    names = [name for name in (masks[0] if len(masks) > 1 else ()) if name != "overlap_by_chance"]
+    rows = {name.removeprefix("overlap_").replace("_", " "): [one[name] for one in masks] for name in names}
+    title = f"Overlap of two masks, {data}: mean and 95 % interval over seeds"
+    return rows and dots(title, "intersection over union", rows, masks[0]["overlap_by_chance"], "chance")
+
+
+def keep_ratios(found, data):
+    runs = by_method(found, "frechet_distance")
+    names = {keep: f"saliency{'' if keep == 0.5 else f' {keep:g}'}, weight 1" for keep in (0.0, 0.1, 0.25, 0.5, 1.0)}
+    points = {keep: [*runs[name].values()] for keep, name in names.items() if len(runs.get(name, ())) > 1}
+    title = f"Frechet distance, {data}, by the share of weights in the mask"
+    return len(points) > 1 and lines(title, "--keep", {"saliency, weight 1": points})
+
+
+def relearning(found, data):
+    """Steps until the class is back, all weights tuned on pictures of it, where it always came."""
+    found = [row for one in found if "relearn" in one for row in one["relearn"]["rows"].items() if "; all weights" in row[0]]
+    rows = {f"{name.split(';')[0]}, {way}": steps for name, row in found for way, steps in row.items()}
+    rows = {name: steps for name, steps in rows.items() if len(steps) > 1 and None not in steps}
+    return rows and dots(f"Steps until the class is back, {data}: all weights, 95 % intervals", "steps", rows, 0, "at once")
+
+
+def pictures():
+    """{name of a file in assets/: its text}."""
+    made = {}
+    for data in ("shapes", "fashion", "cifar10"):
+        runs = compared(load(data))
+        made |= {f"{data}-{key}.svg": curves(runs, data, key) for key in ("cover_share", "retain_accuracy")}
+        made |= {f"{data}-{make.__name__}.svg": make(runs, data) for make in (mask_differences, mask_overlaps, keep_ratios)}
+        made[f"{data}-relearning.svg"] = relearning(load(data), data)
+    return {name.replace("_", "-"): text for name, text in made.items() if text}

@@ -3,12 +3,11 @@
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
 seeds: 5,000 pictures at the (first) forgotten label; leak: as many at retained labels; how many are called by that class?
-inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; in how many of 500
-    pictures, from other noise, does a second classifier see it, after how many steps?
+inversion: a vector in place of the label's embedding is optimised for 200 steps until the classifier sees the class; in how many
+    of 500 pictures, from other noise, does a second classifier see it?
 real: real pictures of the class, noised to t_init and cleaned in one step at the forgotten label; how many are still called by
     it? Beside it the same with the first retained class and its label.
-The headline figures of the run are judged by the second classifier, too. Teachers draw with DDIM in seeds and leak, else all
-networks in one step.
+The headline figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
 """
 
 import copy
@@ -19,8 +18,8 @@ import torch
 from torch.nn import functional as F
 
 import train
-from experiments.intervals import share_in_words
-from experiments.relearn import make_controls, make_parser, positive
+from experiments import report
+from experiments.relearn import make_controls, make_parser
 from pecker import NoiseSchedule, generate, sample_ddim
 
 T_INIT = 440  # where the generator works
@@ -32,18 +31,17 @@ def share_called(classifier, draw, noise, c, label):
     return int((guess == label).sum()), len(guess)
 
 
-def invert(net, schedule, classifier, judge, data, label, steps):
+def invert(net, schedule, classifier, judge, data, label, steps=200):
     """Optimise the embedding of `label` through generator and classifier -> {step: (count, of 500)} at five points, counted by
     another judge."""
     net, classifier = copy.deepcopy(net).requires_grad_(False), classifier.eval()
     embedding = net.embed_class.weight.requires_grad_()
     optimizer = torch.optim.Adam([embedding], lr=0.05)  # its entries are of size 1
-    c = torch.full((500,), label, device=embedding.device)
-    reached, points = {}, {round(steps * i / 4) for i in range(5)}
+    c, reached = torch.full((500,), label, device=embedding.device), {}
     for step in range(steps + 1):
-        if step in points:
-            fresh = data.fixed_noise(500, seed=5)
-            reached[step] = share_called(judge, functools.partial(generate, net, schedule), fresh, c, label)
+        if step % (steps // 4) == 0:
+            draw = functools.partial(generate, net, schedule)
+            reached[step] = share_called(judge, draw, data.fixed_noise(500, seed=5), c, label)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         optimizer.zero_grad()
@@ -61,11 +59,8 @@ def clean_real(net, schedule, classifier, data, label):
     return share_called(classifier, draw, noisy, c, label)
 
 
-def main(argv):
-    parser = make_parser(__doc__)
-    parser.add_argument("--images", type=positive, default=5000, help="pictures for seeds and leak (default: 5000)")
-    parser.add_argument("--steps", type=positive, default=200, help="steps of the inversion (default: 200)")
-    args = parser.parse_args(argv)
+def main(argv, count=5000):
+    args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, teacher, generators = train.load_run(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     copied, retrained = make_controls(settings, data, classifier, teacher)
@@ -75,33 +70,28 @@ def main(argv):
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)
     nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": retrained, "copied row": copied}
-    found, noise = {}, data.fixed_noise(args.images, seed=4)
+    found, noise = {}, data.fixed_noise(count, seed=4)
+    c, others = torch.full((count,), label, device=settings.device), retained.repeat(count)[:count]
     for name, net in nets.items():
         many_steps = functools.partial(sample_ddim, steps=settings.ddim_steps)
         draw = functools.partial(many_steps if "teacher" in name else generate, net, schedule)
-        c = torch.full((args.images,), label, device=settings.device)
-        others = retained[torch.arange(args.images, device=settings.device) % len(retained)]
         torch.manual_seed(0)
         found[name] = {
             "seeds": share_called(classifier, draw, noise, c, label),
             "leak": share_called(classifier, draw, noise, others, label),
-            "inversion": invert(net, schedule, classifier, judge, data, label, args.steps),
+            "inversion": invert(net, schedule, classifier, judge, data, label),
             "real": clean_real(net, schedule, classifier, data, label),
             "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
         }
-        for probe, shares in found[name].items():
-            shares = shares if isinstance(shares, dict) else {"": shares}
-            words = ", ".join(f"{step} {share_in_words(*share)}".strip() for step, share in shares.items())
-            print(f"{name}; {probe}: {words}", flush=True)
-
-    kept = "unlearning_accuracy", "cover_share", "retain_accuracy"
+        print(f"{name}: {found[name]}", flush=True)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
     draw = functools.partial(generate, generators["average"], schedule)
-    for name, classifier in {"the run's classifier": classifier, "a second classifier": judge}.items():
-        figures = train.measure(data, classifier, classifier.judge(data.test_images)[0], pairs, draw, labels, 1, curve=True)
-        found[name] = {key: figures[key] for key in kept}
-        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found[name].items()))
+    for name, one in {"the run's classifier": classifier, "a second classifier": judge}.items():
+        figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, draw, labels, 1, curve=True)
+        found[name] = {key: figures[key] for key in ("unlearning_accuracy", "cover_share", "retain_accuracy")}
+        print(f"{name}: {found[name]}")
     train.write_json(args.run / "probe.json", found)
+    print(report.probes([{"probe": found}]))
 
 
 if __name__ == "__main__":

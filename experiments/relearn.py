@@ -5,28 +5,20 @@
 
 Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
 Ways: all weights, or only the class embedding, on pictures of the class; all weights on retained pictures, for 20 times as long
-(as DiMRA does, 2512.03564). The class is back when the classifier sees it in half of 50 pictures at its label. The same command
-continues; more seeds are added to relearn.json.
+(as DiMRA does, 2512.03564). The class is back when the classifier sees it in half of 50 pictures at its label.
 """
 
 import argparse
 import copy
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import torch
 
 import train
-from experiments.intervals import in_words
+from experiments import report
 from pecker import NoiseSchedule, generate, noise_prediction_loss, sample_ddim
-
-
-def positive(text):
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def make_parser(text):
@@ -36,20 +28,11 @@ def make_parser(text):
     return parser
 
 
-def print_rows(title, rows, columns, difference=False):
-    """rows {name: {key: [a value per seed]}}, columns {key: text}: a table."""
-    width = max(map(len, [*rows, title])) + 2
-    print("\n" + title.ljust(width) + "".join(text.rjust(20) for text in columns.values()))
-    for name, row in rows.items():
-        print(name.ljust(width) + "".join(in_words(row[key], difference).rjust(20) for key in columns))
-
-
 def copy_cover_rows(net, pairs):
     """The trivial baseline: the forgotten label's row of the class embedding becomes the cover's. No training at all."""
     net = copy.deepcopy(net)
-    with torch.no_grad():
-        for forget, cover in pairs.items():
-            net.embed_class.weight[forget] = net.embed_class.weight[cover]
+    rows = net.embed_class.weight.data
+    rows[[*pairs]] = rows[[*pairs.values()]]
     return net
 
 
@@ -95,34 +78,29 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
 
 def main(argv):
     parser = make_parser(__doc__)
-    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
-    parser.add_argument("--images", type=positive, default=100, help="pictures of the class to learn from (default: 100)")
-    parser.add_argument("--limit", type=positive, default=100, help="steps to give up after (default: 100)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
+    parser.add_argument("--images", type=int, default=100, help="pictures of the class to learn from (default: 100)")
+    parser.add_argument("--limit", type=int, default=100, help="steps to give up after (default: 100)")
     args = parser.parse_args(argv)
     settings, data, classifier, teacher, generators = train.load_run(args.run)
-    path, flags = args.run / "relearn.json", {"images": args.images, "limit": args.limit}
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else flags | {"rows": {}}
-    if {name: found[name] for name in flags} != flags:
-        train.fail(f"{path} has --images {found['images']} --limit {found['limit']}: give the same, or rename that file")
-    pairs = train.parse_pairs(settings.forget, data.classes)
-    forgotten = torch.tensor(sorted(pairs), device=settings.device)
-    retained = ~torch.isin(data.labels, forgotten)
-
+    forgotten = torch.tensor(sorted(train.parse_pairs(settings.forget, data.classes)), device=settings.device)
+    members = torch.isin(data.labels, forgotten)
     copied, retrained = make_controls(settings, data, classifier, teacher)
+    found = {"images": args.images, "limit": args.limit, "rows": {}} | train.environment(settings)
     for name, net in {"PECKER": generators["average"], "copied row": copied, "retrained teacher": retrained}.items():
         for tuned in ("all weights", "class embedding", "all, retained images"):
             row = found["rows"].setdefault(f"{name}; {tuned}", {"ddim": [], "one_step": []})
-            for seed in range(len(row["ddim"]), args.seeds):
+            for seed in range(args.seeds):
                 torch.manual_seed(seed)
-                some = torch.nonzero(~retained)[torch.randperm(int((~retained).sum()))[: args.images], 0]
-                known = keep_only(data, retained if "retained" in tuned else some)
+                some = torch.nonzero(members)[torch.randperm(int(members.sum()))[: args.images], 0]
+                known = keep_only(data, ~members if "retained" in tuned else some)
                 span = (20 * args.limit, 40) if "retained" in tuned else (args.limit, 2)
                 back = steps_until_back(settings, known, classifier, net, forgotten, tuned == "class embedding", *span)
                 print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
                 for way, values in row.items():
                     values.append(back[way])
-                train.write_json(path, found | train.environment(settings))
-    print_rows("steps until back, mean ± std over seeds", found["rows"], {"ddim": "DDIM", "one_step": "one step"})
+    train.write_json(args.run / "relearn.json", found)
+    print(report.relearning([{"relearn": found}]))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,9 @@ Plots go to assets/.
 import re
 from pathlib import Path
 
-import numpy as np
-
-from experiments import figures, results
-from experiments.claims import CLAIMS, tested
-from experiments.intervals import in_words, share_in_words
-from experiments.results import COLUMNS, DATA, FIGURES, compared
+from experiments import plots, results
+from experiments.claims import in_words, share_in_words, tested
+from experiments.results import FIGURES
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,102 +22,84 @@ def markdown(head, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def default_runs(data):
+def default_runs(found):
     """The runs of train.py itself, as `python train.py` does them, or with more --steps: those come last."""
-    found = [one for one in results.load(data) if "compared" not in one and one["method"].startswith("saliency, weight")]
+    found = [one for one in found if "compared" not in one and one["method"].startswith("saliency, weight")]
     return sorted(found, key=lambda one: one["flags"]["steps"])
 
 
-def result(data):
+def result(found):
     """The first default run in four rows: before and after."""
-    rows = []
-    for one in [one["figures"] for one in default_runs(data)[:1]]:
-        for key in ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"):
-            rows.append([FIGURES[key], f"{one['teacher'][key]:.3g}", f"{one['generator'][key]:.3g}"])
+    figures = default_runs(found)[0]["figures"]
+    keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
+    rows = [[FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))] for key in keys]
     return markdown(["", "before", "after"], rows)
 
 
-def main_job(data):
+def main_job(found):
     """The default runs: the generator's figures, in brackets the teacher's."""
-    found, rows = [one["figures"] | one for one in default_runs(data)], []
-    if not found:
-        return markdown([], [])
+    runs, rows = default_runs(found), []
     for key, name in FIGURES.items():
-        both = [(one["generator"][key], one["teacher"].get(key)) for one in found]
-        missing = "never" if key == "steps_to_forget" else "-"  # or too few pictures
-        values = [missing if value is None else value if old is None else f"{value} ({old})" for value, old in both]
-        rows.append([name, *values])
-    minutes = [sum(one["seconds"].values()) / 60 for one in found]
-    rows.append(["minutes, without looking", *(f"{value:.0f}" for value in minutes)])
-    names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in found]
-    return markdown(["generator (teacher)", *names], rows)
+        both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for one in runs]
+        rows.append([name, *("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)])
+    rows.append(["minutes, without looking", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in runs)])
+    names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in runs]
+    return markdown(["generator (teacher)", *names], runs and rows)
 
 
-def methods(data):
-    rows, found = {}, compared(data)
-    for key in COLUMNS:
-        for method, values in results.by_method(found, key).items():
-            rows.setdefault(method, [method]).append(in_words(list(values.values())))
-    return markdown([f"{len(found)} runs", *COLUMNS.values()], [*rows.values()])
+def methods(found):
+    """Every method of compare: mean and standard deviation over seeds."""
+    columns, runs = FIGURES | {"wobble": "wobble"}, results.compared(found)
+    values = [results.by_method(runs, key) for key in columns]
+    rows = [[name, *(in_words([*one[name].values()]) for one in values)] for name in values[0]]
+    return markdown([f"{len(runs)} runs", *columns.values()], rows)
 
 
-def differences(data):
-    rows = [(key, name, in_words(v, difference=True), len(v), f"{p:.2g}") for _, key, name, v, p, _ in tested(data)]
-    return markdown(["figure", "difference", "mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}"], rows)
+def claims(found):
+    """What the paper claims of the mask, beside no mask and a random one."""
+    tests = tested(results.compared(found))
+    rows = [(*names, in_words(values, difference=True), len(values), f"{p:.2g}", answer) for *names, values, p, answer in tests]
+    head = "figure", "the mask is", "than", "difference, mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}", "answer"
+    return markdown(head, rows)
 
 
-def claims(_):
-    """What the paper claims of the mask, against no mask."""
-    rows = {(claim, key): [claim, key] for claim, key, *_ in CLAIMS}
-    answers = {name: [] for name in rows}
-    for data, name in DATA.items():
-        for claim, key, difference, values, p, answer in tested(data):
-            if difference == "saliency - none, weight 1":
-                answers[claim, key].append(f"{name}: {answer}")
-                rows[claim, key].append(f"{in_words(values, difference=True)} (p {p:.2g})")
-        for row in rows.values():
-            row += ["not run"] * (3 + [*DATA].index(data) - len(row))
-    return markdown(["the mask is", "figure", *DATA.values(), "answer"], [[*rows[key], "; ".join(answers[key])] for key in rows])
-
-
-def overlaps(data):
-    masks = [one["masks"] for one in compared(data) if "masks" in one]
+def overlaps(found):
+    masks = [one["masks"] for one in found if "masks" in one]
     rows = [(key, in_words([one[key] for one in masks])) for key in (masks[0] if masks else ())]
     return markdown(["overlap of two masks (intersection over union)", f"{len(masks)} runs"], rows)
 
 
-def relearning(data):
-    found = [one["relearn"]["rows"] for one in results.load(data) if "relearn" in one]
-    rows = [(*name.split("; "), in_words(row["ddim"]), in_words(row["one_step"])) for one in found for name, row in one.items()]
+def relearning(found):
+    tables = [one["relearn"]["rows"] for one in found if "relearn" in one]
+    rows = [(*name.split("; "), in_words(row["ddim"]), in_words(row["one_step"])) for one in tables for name, row in one.items()]
     return markdown(["network", "tuned", "steps until it is back, DDIM", "one step"], rows)
 
 
-def probes(data):
+def probes(found):
     rows, keys = [], ("seeds", "leak", "real", "real, retained class")
-    for probe in [one["probe"] for one in results.load(data) if "probe" in one]:
-        for name, row in [(name, row) for name, row in probe.items() if "seeds" in row]:
-            inversion = ", ".join(f"{step}: {share[0] / share[1]:.2g}" for step, share in row["inversion"].items())
-            rows.append([name, *(share_in_words(*row[key]) for key in keys), inversion])
+    for name, row in [item for one in found for item in one.get("probe", {}).items() if "seeds" in item[1]]:
+        inversion = ", ".join(f"{step}: {share[0] / share[1]:.2g}" for step, share in row["inversion"].items())
+        rows.append([name, *(share_in_words(*row[key]) for key in keys), inversion])
     return markdown(["network", *keys, "inversion, after so many steps"], rows)
 
 
-TABLES = [result, main_job, methods, differences, claims, overlaps, relearning, probes]
+TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims, overlaps, relearning, probes)}
 
 
 def pages():
     """{path of a page: its text, with its tables and the lines of pecker.py that it points to as they are now}."""
-    makers, code = {maker.__name__: maker for maker in TABLES}, (ROOT / "pecker.py").read_text("utf-8").splitlines()
-    lines = {found[1]: i for i, line in enumerate(code, 1) if (found := re.match(r" *def (\w+)", line))}
+    lines = enumerate((ROOT / "pecker.py").read_text("utf-8").splitlines(), 1)
+    starts = {found[1]: i for i, line in lines if (found := re.match(r" *def (\w+)", line))}
     texts = {path: path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
     for path, text in texts.items():
-        made = lambda found: f"{found[1]}\n{makers[found[2]](found[3])}\n\n{found[4]}"  # noqa: E731
-        text = re.sub(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", made, text, flags=re.DOTALL)
-        texts[path] = re.sub(r"(`(\w+)`\]\((?:../)?pecker.py#L)\d+", lambda found: f"{found[1]}{lines[found[2]]}", text)
+        made = lambda found: f"{found[1]}\n{TABLES[found[2]](results.load(found[3]))}\n\n<!-- end -->"  # noqa: E731
+        text = re.sub(r"(<!-- (\w+) (\w+) -->\n).*?<!-- end -->", made, text, flags=re.DOTALL)
+        texts[path] = re.sub(r"(`(\w+)`\]\((?:../)?pecker.py#L)\d+", lambda found: f"{found[1]}{starts[found[2]]}", text)
     return texts
 
 
 def main():
-    for path, text in (pages() | {ROOT / "assets" / name: text for name, text in figures.pictures().items()}).items():
+    for path, text in (pages() | {ROOT / "assets" / name: text for name, text in plots.pictures().items()}).items():
         path.write_text(text, encoding="utf-8")
 
 

@@ -6,52 +6,48 @@ A result is one small JSON file: method, flags (no path in them), commit, versio
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
 FOLDER = Path(__file__).parent / "results"
-DATA = {"shapes": "shapes", "fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}  # how names begin in flags, and names on pages
 FIGURES = {"steps_to_forget": "steps to forget", "unlearning_accuracy": "unlearning accuracy", "cover_share": "cover share"}
 FIGURES |= {"retain_accuracy": "retain accuracy", "frechet_distance": "Frechet, retained", "precision": "precision"}
 FIGURES |= {"recall": "recall", "cover_frechet_distance": "Frechet, cover"}
-COLUMNS = FIGURES | {"wobble": "wobble", "milliseconds_per_step": "ms a step"}
-
-
-def loads(text):
-    """JSON with four digits of every number: more would say nothing."""
-    return json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
 
 
 def read_json(path):
-    return loads(path.read_text(encoding="utf-8"))
-
-
-def method_of(flags):
-    """The name of a method in tables, from the flags of its run."""
-    once = " once" if flags["mask"] != "none" and flags["mask_every"] == 0 else ""
-    keep = f" {flags['keep']:g}" if flags["mask"] != "none" and flags["keep"] != 0.5 else ""
-    return f"{flags['mask']}{once}{keep}, weight {flags['forget_weight']:g}"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_run(folder):
-    """A finished run folder -> its result. ValueError that names the folder if it is not one."""
-    try:
-        metrics, log = read_json(folder / "metrics.json"), (folder / "log.jsonl").read_text(encoding="utf-8")
-        extra = read_json(folder / "extra.json") if (folder / "extra.json").exists() else {}
-        extra |= {name: read_json(folder / f"{name}.json") for name in ("relearn", "probe") if (folder / f"{name}.json").exists()}
-        about, lines = metrics.pop("settings"), [loads(line) for line in log.splitlines()]
-        flags = about.pop("flags")
-        curve = {"step": [line["step"] for line in lines if line.get("weights") == "raw"]}
-        for weights in ("average", "raw"):
-            points = [line for line in lines if line.get("weights") == weights]
-            keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
-            curve[weights] = {key: [point[key] for point in points] for key in keys}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder} is not the folder of a finished run: {error}") from error
-    name = {"method": method_of(flags), "seed": flags["seed"]} | extra
-    return name | about | {"flags": flags | {"data": Path(flags["data"]).name}, "figures": metrics, "curve": curve}
+    """A finished run folder -> its result."""
+    kept = {name: folder / f"{name}.json" for name in ("extra", "relearn", "probe")}
+    kept = {name: read_json(path) for name, path in kept.items() if path.exists()}
+    metrics, log = read_json(folder / "metrics.json"), (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    about, points = metrics.pop("settings"), [line for line in map(json.loads, log) if "weights" in line]
+    flags, curve = about.pop("flags"), {"step": [point["step"] for point in points if point["weights"] == "raw"]}
+    for weights in ("average", "raw"):
+        keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
+        curve[weights] = {key: [point[key] for point in points if point["weights"] == weights] for key in keys}
+    masked = flags["mask"] != "none"
+    once, keep = " once" * (masked and flags["mask_every"] == 0), f" {flags['keep']:g}" * (masked and flags["keep"] != 0.5)
+    name = {"method": f"{flags['mask']}{once}{keep}, weight {flags['forget_weight']:g}", "seed": flags["seed"]}
+    flags["data"] = Path(flags["data"]).name
+    return name | kept.pop("extra", {}) | kept | about | {"flags": flags, "figures": metrics, "curve": curve}
+
+
+def read_runs(folders):
+    """The results of those folders that are finished runs; the others are named."""
+    found = []
+    for folder in folders:
+        try:
+            found.append(read_run(folder))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            print(f"left out: {folder} is not the folder of a finished run: {error}")
+    return found
 
 
 def load(data):
@@ -60,8 +56,13 @@ def load(data):
     return [one for one in found if one["flags"]["data"].startswith(data)]
 
 
+def compared(found):
+    """The runs of experiments.compare, all from one teacher."""
+    return [one for one in found if "compared" in one]
+
+
 def figure(result, key):
-    """A figure of the generator's average, of its time, or of its curve; None if there is none.
+    """A figure of the generator's average or of its curve; None if there is none.
 
     wobble: how unsteady a run is, the root mean square of the changes of the Frechet distance of its raw weights from one point
     of the curve to the next, along its second half.
@@ -70,8 +71,6 @@ def figure(result, key):
     if key == "wobble":
         late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
         return None if None in late or len(late) < 2 else float(np.sqrt(np.mean(np.diff(late) ** 2)))
-    if key == "milliseconds_per_step":
-        return 1000 * result["seconds"]["pecker"] / result["flags"]["steps"]
     if key == "steps_to_forget" and result["method"] == "copied row":
         return 0
     return result["figures"]["generator"][key]
@@ -85,24 +84,15 @@ def by_method(found, key):
     return rows
 
 
-def compared(data):
-    """The runs of experiments.compare, all from one teacher."""
-    return [one for one in load(data) if "compared" in one]
-
-
 def main(argv):
-    FOLDER.mkdir(exist_ok=True)
-    for folder in argv:
-        try:
-            result = read_run(Path(folder))
-        except ValueError as error:
-            print(f"left out: {error}")
-            continue
+    for result in read_runs(map(Path, argv)):
         kind = "compare" if "compared" in result else f"teacher{result['teacher_seed']}"
-        flags, method = result["flags"], result["method"]
-        words = f"{flags['data']} {' '.join(flags['forget'])} {kind} {method} {flags['steps']} steps seed{result['seed']}"
-        name = "-".join("".join(c if c.isalnum() or c == "." else " " for c in words).split()) + ".json"
-        (FOLDER / name).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        flags = result["flags"]
+        words = [flags["data"], *flags["forget"], kind, result["method"], f"{flags['steps']} steps seed{result['seed']}"]
+        name = re.sub(r"[^\w.]+", "-", " ".join(words)) + ".json"
+        # Four digits of every number: more would say nothing.
+        short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+        (FOLDER / name).write_text(json.dumps(short) + "\n", encoding="utf-8")
         print(name)
 
 
