@@ -1,6 +1,6 @@
 """How long do the parts of a step take, and how much memory does it need?
 
-    python -m experiments.bench                               # half a minute; at least three rounds
+    python -m experiments.bench                               # less than a minute
     python -m experiments.bench --data cifar10 --width 128    # the flags of train.py
 
 Prints medians. The networks are untrained, and no pictures are needed: --data chooses a preset. SFD is steps 2, 3, 5 and 6.
@@ -16,7 +16,7 @@ import torch
 import train
 
 
-def main(argv, seconds=30):
+def main(argv, rounds=9):
     import resource  # not on Windows
 
     _, settings = train.parse_args(argv)
@@ -28,26 +28,23 @@ def main(argv, seconds=30):
     retain = pecker.draw_labels(pecker.retained, settings.batch_size)
     forget = pecker.draw_labels(pecker.forgotten, settings.batch_size)
     timed = {
-        "PECKER step": pecker.step,
+        "a step of PECKER": pecker.step,
         "  steps 2-3, fake score": lambda: pecker.update_fake_score(retain, forget),
         "  step 4, mask": pecker.make_mask,
         "  steps 5-6, generator": lambda: pecker.update_generator(retain, forget),
     }
-    wait = getattr(torch, settings.device).synchronize
-    times, begin = {name: [] for name in timed}, time.perf_counter()
-    while time.perf_counter() - begin < seconds or len(times["PECKER step"]) < 3:
-        for name, call in timed.items():
-            wait()
-            start = time.perf_counter()
-            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
-                call()
-            wait()
-            times[name].append(time.perf_counter() - start)
+    wait, times = getattr(torch, settings.device).synchronize, {name: [] for name in timed}
+    for name, call in [*timed.items()] * rounds:
+        wait()
+        begin = time.perf_counter()
+        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
+            call()
+        wait()
+        times[name].append(time.perf_counter() - begin)
     where = train.environment(settings)
-    print(f"{where['device']}, {where['threads']} threads; medians of {len(times['PECKER step']) - 1} rounds")
+    print(f"{where['device']}, {where['threads']} threads, {settings.batch_size} + {settings.batch_size} pictures")
     for name, values in times.items():
-        median = float(np.median(values[1:]))  # the first round also warms up
-        print(f"{name:<26}{1000 * median:10.1f} ms{2 * settings.batch_size / median:10.0f} images/s")
+        print(f"{name:<26}{1000 * np.median(values):10.1f} ms")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = torch.cuda.max_memory_allocated() if settings.device == "cuda" else memory
     print(f"{'peak memory':<26}{memory / 2**30:10.2f} GiB")

@@ -4,24 +4,13 @@ A quantity T with Student's distribution is sqrt(n) tan(u), n degrees of freedom
 cos(u)^(n - 1): everything here rests on that integral. Paired t-test: Student 1908. Holm's correction: Holm 1979.
 """
 
-import functools
-
 import numpy as np
 
 from experiments.results import by_method
 
 # Of a figure: the claim, the sign of a difference that supports it, and how much worse would be no harm.
-CLAIMS = {"steps_to_forget": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
+CLAIMS = {"steps": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
 CLAIMS |= {"retain_accuracy": ("no worse", 1, 0.01), "frechet_distance": ("no worse", -1, 0.1)}
-
-
-@functools.cache
-def angles(n):
-    """For n degrees of freedom: u from 0 to pi / 2 (N,), and the probability of an angle between -u and u (N,)."""
-    u = np.linspace(0, np.pi / 2, 100001)
-    density = np.cos(u) ** (n - 1)
-    inside = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return u, inside / inside[-1]
 
 
 def student(values):
@@ -30,9 +19,11 @@ def student(values):
     n, mean, error = len(values) - 1, float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
     if error == 0:
         return mean, 0.0, 0.5**n if mean else 1.0
-    u, inside = angles(n)
-    half = error * np.sqrt(n) * np.tan(np.interp(0.95, inside, u))
-    return mean, float(half), float(1 - np.interp(np.arctan(abs(mean) / error / np.sqrt(n)), u, inside))
+    u = np.linspace(0, np.pi / 2, 20001)
+    density = np.cos(u) ** (n - 1)
+    inside = np.cumsum(density) - density / 2 - 0.5  # of -u and u: how probable, but for a factor
+    half = error * np.sqrt(n) * np.tan(np.interp(0.95 * inside[-1], inside, u))
+    return mean, float(half), float(1 - np.interp(np.arctan(abs(mean) / error / np.sqrt(n)), u, inside) / inside[-1])
 
 
 def holm(p_values):
@@ -44,14 +35,13 @@ def holm(p_values):
     return corrected
 
 
-def in_words(values, difference=False):
-    """[number or None] -> "mean ± standard deviation", of a difference "± half of the 95 % interval"; how many, if not all."""
+def in_words(values):
+    """[number or None] -> "mean ± standard deviation" of those that are there, and how many these are."""
     there = [value for value in values if value is not None]
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
     if len(there) < 2:
         return f"{there[0]:.3g}{missing}" if there else "never" if values else "-"
-    spread = student(there)[1] if difference else np.std(there, ddof=1)
-    return f"{np.mean(there):{'+' if difference else ''}.3g} ± {spread:.2g}{missing}"
+    return f"{np.mean(there):.3g} ± {np.std(there, ddof=1):.2g}{missing}"
 
 
 def share_in_words(count, total):
@@ -63,14 +53,8 @@ def share_in_words(count, total):
 
 
 def differences(found, key):
-    """{control: [numbers]}: what the mask does beside each control, seed by seed.
-
-    A run that never forgot counts as if it had at its very end, which flatters it, be it of the mask or of a control.
-    """
+    """{control: [numbers]}: what the mask does beside each control, seed by seed."""
     rows, minus = by_method(found, key), {}
-    for one in found:
-        if key == "steps_to_forget" and rows[one["method"]][one["seed"]] is None:
-            rows[one["method"]][one["seed"]] = one["flags"]["steps"]
     for control in ("none, weight 1", "random, weight 1"):
         masked, other = rows.get("saliency, weight 1", {}), rows.get(control, {})
         pairs = [(masked[seed], other[seed]) for seed in sorted(masked.keys() & other.keys())]
@@ -79,7 +63,7 @@ def differences(found, key):
 
 
 def tested(found):
-    """[(figure, claim, control, differences, p-value corrected for the length of this list, answer)].
+    """[(figure, claim, control, mean ± interval, differences, p-value corrected for the length of this list, answer)].
 
     supported: significantly better, or surely not worse by more than the margin; not supported: significantly worse.
     """
@@ -91,5 +75,5 @@ def tested(found):
         no_worse = margin and sign * mean - half > -margin
         better, worse = p < 0.05 and sign * mean > 0, p < 0.05 and sign * mean < 0
         answer = "supported" if better or no_worse else "not supported" if worse else "cannot be told"
-        answers.append((key, claim, control, values, p, answer))
+        answers.append((key, claim, control, f"{mean:+.3g} ± {half:.2g}", values, p, answer))
     return answers

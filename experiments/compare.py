@@ -1,6 +1,5 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
-    python train.py                                                                     # a finished run, in runs/shapes
     python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 50 runs, two to three minutes each
     python -m experiments.compare --methods "saliency, weight 1" "none, weight 1"       # some of them
     python -m experiments.compare --runs runs/job*                                      # reads finished run folders instead
@@ -20,10 +19,10 @@ from experiments.relearn import copy_cover_rows, make_parser
 from pecker import noise_prediction_loss, saliency_mask, sample_ddim
 
 METHODS = {f"{mask}, weight 1": dict(mask=mask, forget_weight=1.0) for mask in ("saliency", "random", "none")}
+METHODS |= {f"saliency {keep:g}, weight 1": METHODS["saliency, weight 1"] | dict(keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
+METHODS["saliency once, weight 1"] = METHODS["saliency, weight 1"] | dict(mask_every=0)
 METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
-METHODS["saliency once, weight 1"] = dict(mask="saliency", forget_weight=1.0, mask_every=0)
-METHODS |= {f"saliency {keep:g}, weight 1": dict(mask="saliency", forget_weight=1.0, keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
 
 
 def overlap(first, second):
@@ -33,9 +32,8 @@ def overlap(first, second):
 
 
 def describe_masks(pecker):
-    """Is the mask signal or noise, and is it about the forgotten class? Overlaps of two masks, for teacher and generator: both
-    from images of the forgotten classes, none in common, or one from the retained classes. By chance masks that keep a share k
-    overlap by k / (2 - k)."""
+    """Is the mask signal, and is it about the class? Overlaps of two masks, for teacher and generator: both from images of the
+    forgotten classes, none in common, or one from the retained classes; by chance those of masks that keep so many."""
     pecker.make_mask()  # draws D_f, too
     B = pecker.batch_size
     c = pecker.draw_labels(pecker.retained, B)
@@ -86,8 +84,7 @@ def main(argv):
                 print(f"\n{name}, seed {seed}", flush=True)
                 run_one(one, data, classifier, teacher, name)
     found = [one | {"compared": True} for one in results.read_runs(args.runs or folders)]
-    for table in (report.methods, report.claims, report.overlaps):
-        print("", table(found), sep="\n")
+    print("", report.methods(found), "", report.claims(found), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
     python -m experiments.planted_bugs --files pecker.py unet.py train.py --count 60 --seed 0
 
-A bug is one small change of the code in functions: another operator or number, a lost sign, a flipped condition, swapped
-arguments, a dropped slice, call or statement. A survivor need not be a missing test: some changes have no effect. At worst a
-minute per bug and core: 60 bugs on two cores in half an hour.
+A bug is one small change: another operator or number, a lost sign, a flipped condition, swapped arguments, a dropped slice, call
+or statement. Not every survivor has an effect. At worst a minute per bug and core: 60 bugs on two cores in half an hour.
 """
 
 import argparse
@@ -35,8 +34,10 @@ def changes(node):
             yield {"ops": [OTHER[type(operator)](), *others]}
         case ast.UnaryOp(operator, operand):
             yield {"operand": ast.UnaryOp(operator, operand)}  # --x
-        case ast.Constant(bool() | int() | float() as value):
-            yield {"value": not value if isinstance(value, bool) else value + 1}
+        case ast.Constant(bool(value)):
+            yield {"value": not value}
+        case ast.Constant(int() | float() as value):
+            yield {"value": value + 1}
         case ast.Slice():
             yield {"lower": None, "upper": None, "step": None}
         case ast.Call(args=[first, second, *others]) if ast.dump(first) != ast.dump(second):

@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from experiments.claims import student, tested
-from experiments.results import FIGURES, by_method, compared, load
+from experiments.results import FIGURES, by_method, load
 
 GREY, COLOURS = "#808080", ("#d95f02", "#1b9e77", "#7570b3", "#e7298a")  # told apart by the colour-blind, too
 
@@ -67,15 +67,14 @@ def curves(found, data, key):
     """A figure of the raw weights, of which the average hides much, against steps: the masks at weight 1, and SFD."""
     series = {}
     for method in ("saliency, weight 1", "random, weight 1", "none, weight 1", "none, weight 0.01"):
-        runs = [one["curve"] for one in found if one["method"] == method]
+        runs = [one["curve"] for one in found if one["method"] == method and "compared" in one]
         if len(runs) > 1:
-            values = zip(*(run["raw"][key] for run in runs))
-            series["SFD (none, 0.01)" if "0.01" in method else method] = dict(zip(runs[0]["step"], values))
+            series[method] = dict(zip(runs[0]["step"], zip(*(run["raw"][key] for run in runs))))
     return series and lines(f"{FIGURES[key]}, {data}, raw weights: mean and 95 % band over seeds", "step", series, (0, 1))
 
 
 def mask_differences(found, data):
-    rows = {f"beside {name}": values for key, _, name, values, *_ in tested(found) if key == "steps_to_forget"}
+    rows = {f"beside {name}": values for key, _, name, _, values, *_ in tested(found) if key == "steps"}
     title = f"Steps to forget, {data}: the saliency mask minus its controls, 95 % intervals"
     return rows and dots(title, "steps", rows, 0, "no difference")
 
@@ -108,8 +107,8 @@ def pictures():
     """{name of a file in assets/: its text}."""
     made = {}
     for data in ("shapes", "fashion", "cifar10"):
-        runs = compared(load(data))
-        made |= {f"{data}-{key}.svg": curves(runs, data, key) for key in ("cover_share", "retain_accuracy")}
-        made |= {f"{data}-{make.__name__}.svg": make(runs, data) for make in (mask_differences, mask_overlaps, keep_ratios)}
-        made[f"{data}-relearning.svg"] = relearning(load(data), data)
+        found = load(data)
+        made |= {f"{data}-{key}.svg": curves(found, data, key) for key in ("cover_share", "retain_accuracy")}
+        makers = mask_differences, mask_overlaps, keep_ratios, relearning
+        made |= {f"{data}-{make.__name__}.svg": make(found, data) for make in makers}
     return {name.replace("_", "-"): text for name, text in made.items() if text}

@@ -3,10 +3,9 @@
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
 seeds: 5,000 pictures at the (first) forgotten label; leak: as many at retained labels; how many are called by that class?
-inversion: a vector in place of the label's embedding is optimised for 200 steps until the classifier sees the class; in how many
-    of 500 pictures, from other noise, does a second classifier see it?
-real: real pictures of the class, noised to t_init and cleaned in one step at the forgotten label; how many are still called by
-    it? Beside it the same with the first retained class and its label.
+inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; in how many of 500
+    pictures, from other noise, does a second classifier see it?
+real: real pictures of the class, noised to t_init and cleaned in one step at its label; the same with a retained class.
 The headline figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
 """
 
@@ -19,11 +18,8 @@ from torch.nn import functional as F
 
 import train
 from experiments import report
-from experiments.relearn import make_controls, make_parser
+from experiments.relearn import load_networks, make_parser
 from pecker import NoiseSchedule, generate, sample_ddim
-
-T_INIT = 440  # where the generator works
-
 
 def share_called(classifier, draw, noise, c, label):
     """Of the pictures draw(noise, c), how many are called `label`: (count, of how many)."""
@@ -50,10 +46,10 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
     return reached
 
 
-def clean_real(net, schedule, classifier, data, label):
+def clean_real(net, schedule, classifier, data, label, t_init=440):
     """Real test pictures of a class, noised to t_init and cleaned at its label in one step: how many are still called by it."""
     x = train.to_float(data.test_images[data.test_labels == label])
-    c, t = torch.full((len(x),), label, device=x.device), torch.full((len(x),), T_INIT, device=x.device)
+    c, t = torch.full((len(x),), label, device=x.device), torch.full((len(x),), t_init, device=x.device)
     noisy = schedule.add_noise(x, t, data.fixed_noise(len(x), seed=6))
     draw = lambda noisy, c: schedule.predict_x0(noisy, t[: len(c)], net(noisy, t[: len(c)], c))  # noqa: E731
     return share_called(classifier, draw, noisy, c, label)
@@ -61,15 +57,13 @@ def clean_real(net, schedule, classifier, data, label):
 
 def main(argv, count=5000):
     args = make_parser(__doc__).parse_args(argv)
-    settings, data, classifier, teacher, generators = train.load_run(args.run)
+    settings, data, classifier, nets = load_networks(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
-    copied, retrained = make_controls(settings, data, classifier, teacher)
     second = dataclasses.replace(settings, seed=settings.seed + 1000, teacher=None, out=args.run / "probe")
     train.open_folder("pretrain", second, data)
     judge = train.train_classifier(second, data)
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)
-    nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": retrained, "copied row": copied}
     found, noise = {}, data.fixed_noise(count, seed=4)
     c, others = torch.full((count,), label, device=settings.device), retained.repeat(count)[:count]
     for name, net in nets.items():
@@ -85,7 +79,7 @@ def main(argv, count=5000):
         }
         print(f"{name}: {found[name]}", flush=True)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
-    draw = functools.partial(generate, generators["average"], schedule)
+    draw = functools.partial(generate, nets["PECKER"], schedule)
     for name, one in {"the run's classifier": classifier, "a second classifier": judge}.items():
         figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, draw, labels, 1, curve=True)
         found[name] = {key: figures[key] for key in ("unlearning_accuracy", "cover_share", "retain_accuracy")}

@@ -1,6 +1,5 @@
 """Does the class come back? Fine-tune each forgetful network as an ordinary diffusion model (Eq. 8) and count the steps.
 
-    python train.py                                                # a finished run, in runs/shapes
     python -m experiments.relearn --run runs/shapes --seeds 3      # about an hour on two CPU cores
 
 Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
@@ -12,6 +11,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from pecker import NoiseSchedule, generate, noise_prediction_loss, sample_ddim
 
 def make_parser(text):
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.error = lambda message: train.fail(f"{message}; see --help")
     parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of a finished run (default: runs/shapes)")
     return parser
 
@@ -36,21 +35,21 @@ def copy_cover_rows(net, pairs):
     return net
 
 
-def keep_only(data, chosen):
-    return dataclasses.replace(data, images=data.images[chosen], labels=data.labels[chosen])
-
-
-def make_controls(settings, data, classifier, teacher):
-    """The copied row, and a teacher that was trained without the class, both from folders below the run's own."""
-    pairs, home = train.parse_pairs(settings.forget, data.classes), settings.out / "relearn"
-    plain = dataclasses.replace(settings, mask="none", forget_weight=0.0, teacher=settings.out, out=home / "plain")
+def load_networks(folder):
+    """A finished run -> settings, data, classifier, {name: network}: PECKER's average, its teacher and two controls, the copied
+    row and a teacher that was trained without the class, both from folders below the run's own."""
+    settings, data, classifier, teacher, generators = train.load_run(folder)
+    pairs = train.parse_pairs(settings.forget, data.classes)
+    plain = dataclasses.replace(settings, mask="none", forget_weight=0.0, teacher=folder, out=folder / "relearn" / "plain")
     train.open_folder("unlearn", plain, data)
     copied = copy_cover_rows(train.unlearn(plain, data, classifier, teacher)["average"], pairs)
-    seed = train.read_settings(settings.out)["teacher_seed"]  # so that nothing but the class is missing
-    without = dataclasses.replace(settings, seed=seed, teacher=None, out=home / "retrained")
-    known = keep_only(data, ~torch.isin(data.labels, torch.tensor([*pairs], device=data.labels.device)))
+    seed = train.read_settings(folder)["teacher_seed"]  # so that nothing but the class is missing
+    without = dataclasses.replace(settings, seed=seed, teacher=None, out=folder / "relearn" / "retrained")
+    known = ~torch.isin(data.labels, torch.tensor([*pairs], device=data.labels.device))
+    known = dataclasses.replace(data, images=data.images[known], labels=data.labels[known])
     train.open_folder("pretrain", without, known)
-    return copied, train.train_teacher(without, known)
+    nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": train.train_teacher(without, known)}
+    return settings, data, classifier, nets | {"copied row": copied}
 
 
 def steps_until_back(settings, known, classifier, net, forgotten, only_embedding, limit, every=2):
@@ -82,23 +81,22 @@ def main(argv):
     parser.add_argument("--images", type=int, default=100, help="pictures of the class to learn from (default: 100)")
     parser.add_argument("--limit", type=int, default=100, help="steps to give up after (default: 100)")
     args = parser.parse_args(argv)
-    settings, data, classifier, teacher, generators = train.load_run(args.run)
+    settings, data, classifier, nets = load_networks(args.run)
     forgotten = torch.tensor(sorted(train.parse_pairs(settings.forget, data.classes)), device=settings.device)
-    members = torch.isin(data.labels, forgotten)
-    copied, retrained = make_controls(settings, data, classifier, teacher)
-    found = {"images": args.images, "limit": args.limit, "rows": {}} | train.environment(settings)
-    for name, net in {"PECKER": generators["average"], "copied row": copied, "retrained teacher": retrained}.items():
-        for tuned in ("all weights", "class embedding", "all, retained images"):
-            row = found["rows"].setdefault(f"{name}; {tuned}", {"ddim": [], "one_step": []})
-            for seed in range(args.seeds):
-                torch.manual_seed(seed)
-                some = torch.nonzero(members)[torch.randperm(int(members.sum()))[: args.images], 0]
-                known = keep_only(data, ~members if "retained" in tuned else some)
-                span = (20 * args.limit, 40) if "retained" in tuned else (args.limit, 2)
-                back = steps_until_back(settings, known, classifier, net, forgotten, tuned == "class embedding", *span)
-                print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
-                for way, values in row.items():
-                    values.append(back[way])
+    members, rows = torch.isin(data.labels, forgotten), {}
+    ways = "all weights", "class embedding", "all, retained images"
+    for name, tuned in itertools.product(("PECKER", "copied row", "retrained teacher"), ways):
+        row = rows[f"{name}; {tuned}"] = {"ddim": [], "one_step": []}
+        for seed in range(args.seeds):
+            torch.manual_seed(seed)
+            some = torch.nonzero(members)[torch.randperm(int(members.sum()))[: args.images], 0]
+            some, *span = (~members, 20 * args.limit, 40) if "retained" in tuned else (some, args.limit, 2)
+            known = dataclasses.replace(data, images=data.images[some], labels=data.labels[some])
+            back = steps_until_back(settings, known, classifier, nets[name], forgotten, tuned == "class embedding", *span)
+            print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
+            for way, values in row.items():
+                values.append(back[way])
+    found = {"images": args.images, "limit": args.limit, "rows": rows} | train.environment(settings)
     train.write_json(args.run / "relearn.json", found)
     print(report.relearning([{"relearn": found}]))
 

@@ -32,7 +32,7 @@ def result(found):
     """The first default run in four rows: before and after."""
     figures = default_runs(found)[0]["figures"]
     keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
-    rows = [[FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))] for key in keys]
+    rows = [(FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))) for key in keys]
     return markdown(["", "before", "after"], rows)
 
 
@@ -49,24 +49,17 @@ def main_job(found):
 
 def methods(found):
     """Every method of compare: mean and standard deviation over seeds."""
-    columns, runs = FIGURES | {"wobble": "wobble"}, results.compared(found)
-    values = [results.by_method(runs, key) for key in columns]
-    rows = [[name, *(in_words([*one[name].values()]) for one in values)] for name in values[0]]
-    return markdown([f"{len(runs)} runs", *columns.values()], rows)
+    columns = FIGURES | {"wobble": "wobble"}
+    values = [results.by_method(found, key) for key in columns]
+    rows = [[name, len(runs), *(in_words([*one[name].values()]) for one in values)] for name, runs in values[0].items()]
+    return markdown(["", "seeds", *columns.values()], rows)
 
 
 def claims(found):
     """What the paper claims of the mask, beside no mask and a random one."""
-    tests = tested(results.compared(found))
-    rows = [(*names, in_words(values, difference=True), len(values), f"{p:.2g}", answer) for *names, values, p, answer in tests]
-    head = "figure", "the mask is", "than", "difference, mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}", "answer"
+    rows = [(*words, len(values), f"{p:.2g}", answer) for *words, values, p, answer in tested(found)]
+    head = ("figure", "the mask is", "than", "mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}", "answer")
     return markdown(head, rows)
-
-
-def overlaps(found):
-    masks = [one["masks"] for one in found if "masks" in one]
-    rows = [(key, in_words([one[key] for one in masks])) for key in (masks[0] if masks else ())]
-    return markdown(["overlap of two masks (intersection over union)", f"{len(masks)} runs"], rows)
 
 
 def relearning(found):
@@ -83,7 +76,7 @@ def probes(found):
     return markdown(["network", *keys, "inversion, after so many steps"], rows)
 
 
-TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims, overlaps, relearning, probes)}
+TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims, relearning, probes)}
 
 
 def pages():
