@@ -3,7 +3,7 @@
     python -m experiments.bench                               # less than a minute
     python -m experiments.bench --data cifar10 --width 128    # the flags of train.py
 
-Prints medians. The networks are untrained, and no pictures are needed: --data chooses a preset. SFD is steps 2, 3, 5 and 6.
+Prints medians. The networks are untrained, and no pictures are needed: --data chooses a preset. SFD is all but step 4.
 """
 
 import dataclasses
@@ -25,8 +25,7 @@ def main(argv, rounds=9):
     images = torch.zeros(shape, dtype=torch.uint8, device=settings.device)
     data = train.Data([f"class{label}" for label in range(10)], images, None, None, None)
     pecker = train.make_pecker(settings, data, train.make_network(settings, data))
-    retain = pecker.draw_labels(pecker.retained, settings.batch_size)
-    forget = pecker.draw_labels(pecker.forgotten, settings.batch_size)
+    retain, forget = (pecker.draw_labels(labels, settings.batch_size) for labels in (pecker.retained, pecker.forgotten))
     timed = {
         "a step of PECKER": pecker.step,
         "  steps 2-3, fake score": lambda: pecker.update_fake_score(retain, forget),
@@ -41,8 +40,7 @@ def main(argv, rounds=9):
             call()
         wait()
         times[name].append(time.perf_counter() - begin)
-    where = train.environment(settings)
-    print(f"{where['device']}, {where['threads']} threads, {settings.batch_size} + {settings.batch_size} pictures")
+    print(f"{settings.batch_size} + {settings.batch_size} pictures, {train.environment(settings)}")
     for name, values in times.items():
         print(f"{name:<26}{1000 * np.median(values):10.1f} ms")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -36,12 +36,11 @@ def holm(p_values):
 
 
 def in_words(values):
-    """[number or None] -> "mean ± standard deviation" of those that are there, and how many these are."""
+    """[number or None] -> "mean ± standard deviation" of those that are there, and how many these are, if not all."""
     there = [value for value in values if value is not None]
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
-    if len(there) < 2:
-        return f"{there[0]:.3g}{missing}" if there else "never" if values else "-"
-    return f"{np.mean(there):.3g} ± {np.std(there, ddof=1):.2g}{missing}"
+    spread = f" ± {np.std(there, ddof=1):.2g}" if len(there) > 1 else ""
+    return f"{np.mean(there):.3g}{spread}{missing}" if there else "never"
 
 
 def share_in_words(count, total):
@@ -63,10 +62,8 @@ def differences(found, key):
 
 
 def tested(found):
-    """[(figure, claim, control, mean ± interval, differences, p-value corrected for the length of this list, answer)].
-
-    supported: significantly better, or surely not worse by more than the margin; not supported: significantly worse.
-    """
+    """[(figure, claim, control, mean ± interval, differences, p-value corrected for all of these, answer)]. Supported: better, or
+    surely not worse by more than the margin; not supported: worse; both where the p-value is below 0.05."""
     rows = [(key, control, values) for key in CLAIMS for control, values in differences(found, key).items() if len(values) > 1]
     corrected, answers = holm([student(values)[2] for *_, values in rows]), []
     for p, (key, control, values) in zip(corrected, rows):

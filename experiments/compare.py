@@ -8,7 +8,6 @@ Each run is an ordinary run folder below --out, with metrics.json; the same comm
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import torch
@@ -25,15 +24,9 @@ METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
 
 
-def overlap(first, second):
-    """Intersection over union of two masks, each a list of bool tensors."""
-    shared = sum((a & b).sum().item() for a, b in zip(first, second))
-    return shared / max(1, sum((a | b).sum().item() for a, b in zip(first, second)))
-
-
 def describe_masks(pecker):
-    """Is the mask signal, and is it about the class? Overlaps of two masks, for teacher and generator: both from images of the
-    forgotten classes, none in common, or one from the retained classes; by chance those of masks that keep so many."""
+    """Is the mask signal, and is it about the class? Overlaps (intersection over union) of two masks, for teacher and generator:
+    both from images of the forgotten classes, none in common, or one from the retained classes."""
     pecker.make_mask()  # draws D_f, too
     B = pecker.batch_size
     c = pecker.draw_labels(pecker.retained, B)
@@ -44,8 +37,9 @@ def describe_masks(pecker):
         weights = list(net.requires_grad_(True).parameters())
         losses = [noise_prediction_loss(net, pecker.schedule, x, c) for x, c in sets]
         masks = [saliency_mask(torch.autograd.grad(loss, weights), pecker.keep) for loss in losses]
-        found[f"overlap_{name}"] = overlap(masks[0], masks[1])
-        found[f"overlap_{name}_with_retained"] = overlap(masks[0], masks[2])
+        first, second, other = (torch.cat([part.flatten() for part in mask]) for mask in masks)
+        found[f"overlap_{name}"] = (first & second).sum().item() / (first | second).sum().item()
+        found[f"overlap_{name}_with_retained"] = (first & other).sum().item() / (first | other).sum().item()
     return found
 
 
@@ -54,11 +48,8 @@ def run_one(settings, data, classifier, teacher, name):
     train.open_folder("unlearn", settings, data)
     nets, extra = train.unlearn(settings, data, classifier, teacher), {"compared": True}
     if name == "copied row":
-        pairs, path = train.parse_pairs(settings.forget, data.classes), settings.out / "generator.pt"
-        nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
-        product = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
-        train.write(path, functools.partial(torch.save, product))
-        extra["method"] = name
+        extra["method"], pairs = name, train.parse_pairs(settings.forget, data.classes)
+        nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}  # generator.pt stays as it was trained
     if name == "saliency, weight 1":
         torch.manual_seed(settings.seed)
         pecker = train.make_pecker(settings, data, teacher)

@@ -34,10 +34,8 @@ def changes(node):
             yield {"ops": [OTHER[type(operator)](), *others]}
         case ast.UnaryOp(operator, operand):
             yield {"operand": ast.UnaryOp(operator, operand)}  # --x
-        case ast.Constant(bool(value)):
-            yield {"value": not value}
-        case ast.Constant(int() | float() as value):
-            yield {"value": value + 1}
+        case ast.Constant(bool() | int() | float() as value):
+            yield {"value": not value if isinstance(value, bool) else value + 1}
         case ast.Slice():
             yield {"lower": None, "upper": None, "step": None}
         case ast.Call(args=[first, second, *others]) if ast.dump(first) != ast.dump(second):
@@ -48,17 +46,16 @@ def changes(node):
             yield {"value": ast.Constant(None)}
         case ast.Assign([ast.Attribute() | ast.Subscript()]):
             yield {"targets": [ast.Name("_")]}
-    for name, child in ast.iter_fields(node):
-        match child:
-            case ast.Call(ast.Attribute(value), []) if not isinstance(node, ast.Expr):
-                yield {name: value}  # x instead of x.detach()
+    for name, part in ast.iter_fields(node):
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and not (part.args or isinstance(node, ast.Expr)):
+            yield {name: part.func.value}  # x instead of x.detach()
 
 
 def plant(source, count, seed):
     """So many bugs, chosen by chance among all that fit into this text: [(line, old text, new text, the text with the bug)]."""
     tree, planted = ast.parse(source), []
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    nodes = dict.fromkeys(node for function in functions for part in function.body for node in ast.walk(part))
+    code = [part for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for part in node.body]
+    nodes = dict.fromkeys(node for part in code for node in ast.walk(part))  # each once, also in a function within another
     bugs = [(node, fields) for node in nodes for fields in changes(node)]
     for node, fields in random.Random(seed).sample(bugs, min(count, len(bugs))):
         right, old = vars(node).copy(), ast.unparse(node)

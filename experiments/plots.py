@@ -28,16 +28,14 @@ def picture(title, name, low, high, left, right, bottom, draw):
     return "\n".join([head, *parts, "</svg>", ""])
 
 
-def lines(title, x_name, series, y_range=None):
-    """series {name: {x: numbers}}: a line a name, the mean, in its band, the 95 % interval."""
+def lines(title, x_name, series, top=1):
+    """series {name: {x: numbers from 0 to top}}: a line a name, the mean, in its band, the 95 % interval."""
     bands = [[(x, *student(values)[:2]) for x, values in points.items()] for points in series.values()]
-    ends = [y + sign * half for points in bands for _, y, half in points for sign in (-1, 1)]
-    y0, y1 = y_range or (min(ends), max(ends))
 
     def draw(at):
-        at_y = lambda y: 276 - (min(max(y, y0), y1) - y0) / (y1 - y0) * 242  # noqa: E731
+        at_y = lambda y: 276 - min(max(y, 0), top) / top * 242  # noqa: E731
         path = lambda points: "L".join(f"{at(x):.1f} {at_y(y):.1f}" for x, y in points)  # noqa: E731
-        for y in np.linspace(y0, y1, 6):
+        for y in np.linspace(0, top, 6):
             yield from (line(60, at_y(y), 430, at_y(y), width=0.3), text(54, at_y(y) + 4, f"{y:.3g}", "end"))
         for i, (name, points, colour) in enumerate(zip(series, bands, COLOURS)):
             edge = [(x, y + half) for x, y, half in points] + [(x, y - half) for x, y, half in reversed(points)]
@@ -70,7 +68,7 @@ def curves(found, data, key):
         runs = [one["curve"] for one in found if one["method"] == method and "compared" in one]
         if len(runs) > 1:
             series[method] = dict(zip(runs[0]["step"], zip(*(run["raw"][key] for run in runs))))
-    return series and lines(f"{FIGURES[key]}, {data}, raw weights: mean and 95 % band over seeds", "step", series, (0, 1))
+    return series and lines(f"{FIGURES[key]}, {data}, raw weights: mean and 95 % band over seeds", "step", series)
 
 
 def mask_differences(found, data):
@@ -91,12 +89,11 @@ def keep_ratios(found, data):
     runs = by_method(found, "frechet_distance")
     names = {keep: f"saliency{'' if keep == 0.5 else f' {keep:g}'}, weight 1" for keep in (0.0, 0.1, 0.25, 0.5, 1.0)}
     points = {keep: [*runs[name].values()] for keep, name in names.items() if len(runs.get(name, ())) > 1}
-    title = f"Frechet distance, {data}, by the share of weights in the mask"
-    return len(points) > 1 and lines(title, "--keep", {"saliency, weight 1": points})
+    title, series = f"Frechet distance, {data}, by the share of weights in the mask", {"saliency, weight 1": points}
+    return len(points) > 1 and lines(title, "--keep", series, 1.2 * max(map(max, points.values())))
 
 
 def relearning(found, data):
-    """Steps until the class is back, all weights tuned on pictures of it, where it always came."""
     found = [row for one in found if "relearn" in one for row in one["relearn"]["rows"].items() if "; all weights" in row[0]]
     rows = {f"{name.split(';')[0]}, {way}": steps for name, row in found for way, steps in row.items()}
     rows = {name: steps for name, steps in rows.items() if len(steps) > 1 and None not in steps}

@@ -2,11 +2,11 @@
 
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
-seeds: 5,000 pictures at the (first) forgotten label; leak: as many at retained labels; how many are called by that class?
+seeds: of 5,000 pictures at the (first) forgotten label, and leak: at retained labels, how many are called by that class?
 inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; in how many of 500
     pictures, from other noise, does a second classifier see it?
 real: real pictures of the class, noised to t_init and cleaned in one step at its label; the same with a retained class.
-The headline figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
+The run's main figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
 """
 
 import copy
@@ -20,6 +20,7 @@ import train
 from experiments import report
 from experiments.relearn import load_networks, make_parser
 from pecker import NoiseSchedule, generate, sample_ddim
+
 
 def share_called(classifier, draw, noise, c, label):
     """Of the pictures draw(noise, c), how many are called `label`: (count, of how many)."""
@@ -36,8 +37,7 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
     c, reached = torch.full((500,), label, device=embedding.device), {}
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
-            draw = functools.partial(generate, net, schedule)
-            reached[step] = share_called(judge, draw, data.fixed_noise(500, seed=5), c, label)
+            reached[step] = share_called(judge, functools.partial(generate, net, schedule), data.fixed_noise(500, 5), c, label)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         optimizer.zero_grad()
@@ -83,7 +83,6 @@ def main(argv, count=5000):
     for name, one in {"the run's classifier": classifier, "a second classifier": judge}.items():
         figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, draw, labels, 1, curve=True)
         found[name] = {key: figures[key] for key in ("unlearning_accuracy", "cover_share", "retain_accuracy")}
-        print(f"{name}: {found[name]}")
     train.write_json(args.run / "probe.json", found)
     print(report.probes([{"probe": found}]))
 

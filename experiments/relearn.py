@@ -3,8 +3,8 @@
     python -m experiments.relearn --run runs/shapes --seeds 3      # about an hour on two CPU cores
 
 Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
-Ways: all weights, or only the class embedding, on pictures of the class; all weights on retained pictures, for 20 times as long
-(as DiMRA does, 2512.03564). The class is back when the classifier sees it in half of 50 pictures at its label.
+Ways: all weights, or only the class embedding, on pictures of the class; all weights on retained pictures, 20 times as long. The
+class is back when the classifier sees it in half of 50 pictures at its label.
 """
 
 import argparse

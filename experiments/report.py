@@ -2,8 +2,7 @@
 
     python -m experiments.report        # a second; a test makes them again and compares, so that no figure can be typed
 
-In a page, what stands between <!-- NAME DATA --> and <!-- end --> is made by TABLES[NAME] from the results of that data set.
-Plots go to assets/.
+What stands between <!-- NAME DATA --> and <!-- end --> is made by TABLES[NAME] from that data set; plots go to assets/.
 """
 
 import re
@@ -23,13 +22,11 @@ def markdown(head, rows):
 
 
 def default_runs(found):
-    """The runs of train.py itself, as `python train.py` does them, or with more --steps: those come last."""
-    found = [one for one in found if "compared" not in one and one["method"].startswith("saliency, weight")]
-    return sorted(found, key=lambda one: one["flags"]["steps"])
+    """The runs of train.py itself, as `python train.py` does them, or with more --steps."""
+    return [one for one in found if "compared" not in one and one["method"].startswith("saliency, weight")]
 
 
 def result(found):
-    """The first default run in four rows: before and after."""
     figures = default_runs(found)[0]["figures"]
     keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
     rows = [(FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))) for key in keys]
@@ -48,7 +45,6 @@ def main_job(found):
 
 
 def methods(found):
-    """Every method of compare: mean and standard deviation over seeds."""
     columns = FIGURES | {"wobble": "wobble"}
     values = [results.by_method(found, key) for key in columns]
     rows = [[name, len(runs), *(in_words([*one[name].values()]) for one in values)] for name, runs in values[0].items()]
@@ -58,8 +54,7 @@ def methods(found):
 def claims(found):
     """What the paper claims of the mask, beside no mask and a random one."""
     rows = [(*words, len(values), f"{p:.2g}", answer) for *words, values, p, answer in tested(found)]
-    head = ("figure", "the mask is", "than", "mean ± 95 % interval", "seeds", f"p, corrected for {len(rows)}", "answer")
-    return markdown(head, rows)
+    return markdown(["figure", "the mask is", "than", "mean ± 95 % interval", "seeds", "p, corrected", "answer"], rows)
 
 
 def relearning(found):

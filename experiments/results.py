@@ -49,12 +49,8 @@ def load(data):
 
 
 def figure(result, key):
-    """A figure of the generator's average or of its curve; None if there is none.
-
-    steps: until it has forgotten, and all if it never has, which flatters it.
-    wobble: how unsteady the raw weights are, the root mean square of the changes of their Frechet distance from one point of the
-    curve to the next, along its second half.
-    """
+    """A figure of the generator's average, or None. steps: until it has forgotten, all if it never has, which flatters it.
+    wobble: root mean square of the changes of the raw weights' Frechet distance from point to point, second half of the curve."""
     curve, figures = result["curve"], result["figures"]["generator"]
     if key == "steps":
         return result["flags"]["steps"] if figures["steps_to_forget"] is None else figures["steps_to_forget"]
@@ -78,8 +74,7 @@ def main(argv):
         flags, kind = result["flags"], "compare" if "compared" in result else f"teacher{result['teacher_seed']}"
         words = [flags["data"], *flags["forget"], kind, result["method"], f"{flags['steps']} steps seed{result['seed']}"]
         name = re.sub(r"[^\w.]+", "-", " ".join(words)) + ".json"
-        # Four digits of every number: more would say nothing.
-        short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+        short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.4g}"))  # more would say nothing
         (FOLDER / name).write_text(json.dumps(short) + "\n", encoding="utf-8")
         print(name)
 
