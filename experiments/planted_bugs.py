@@ -42,7 +42,7 @@ def changes(node):
             yield {"args": [second, first, *others]}
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
             yield {"test": ast.UnaryOp(ast.Not(), test)}
-        case ast.Expr(ast.Call()):
+        case ast.Expr(ast.Call(function)) if ast.unparse(function) != "print":
             yield {"value": ast.Constant(None)}
         case ast.Assign([ast.Attribute() | ast.Subscript()]):
             yield {"targets": [ast.Name("_")]}
