@@ -115,7 +115,7 @@ STL10 = dict(data="stl10", image_size=64)
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
-        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), pretrain_steps=4000, **pecker_steps(400, 48)),
+        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), classifier_steps=5000, pretrain_steps=4000),
         "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000, 64)),
     },
     "cifar10": {"small": SMALL, "full": FULL},
