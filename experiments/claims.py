@@ -14,8 +14,7 @@ CLAIMS |= {"retain_accuracy": ("no worse", 1, 0.01), "frechet_distance": ("no wo
 
 
 def student(values):
-    """Of at least two numbers: mean, half of its 95 % interval, two-sided p-value of its being zero; if all are equal, that of
-    the sign test."""
+    """Of at least two numbers: mean, half of its 95 % interval, two-sided p-value of its being zero (all equal: sign test)."""
     n, mean, error = len(values) - 1, float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
     if error == 0:
         return mean, 0.0, 0.5**n if mean else 1.0
@@ -62,8 +61,7 @@ def differences(found, key):
 
 
 def tested(found):
-    """[(figure, claim, control, mean ± interval, differences, p-value corrected for all of these, answer)]. Supported: better, or
-    surely not worse by more than the margin; not supported: worse; both where the p-value is below 0.05."""
+    """[(figure, claim, control, mean ± interval, differences, p-value corrected for all, answer: p < 0.05, or in the margin)]."""
     rows = [(key, control, values) for key in CLAIMS for control, values in differences(found, key).items() if len(values) > 1]
     corrected, answers = holm([student(values)[2] for *_, values in rows]), []
     for p, (key, control, values) in zip(corrected, rows):

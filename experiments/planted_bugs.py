@@ -72,11 +72,9 @@ def survives(original, file, text):
         Path(copy, file).write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "test_pecker.py"]
         how = dict(cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        tests = subprocess.Popen(command, **how, start_new_session=True)
         try:
-            return tests.wait(timeout=300) == 0
+            return subprocess.run(command, **how, timeout=300).returncode == 0
         except subprocess.TimeoutExpired:
-            os.killpg(tests.pid, 9)  # the tests and all that they have started
             return False
 
 

@@ -73,8 +73,7 @@ def curves(found, data, key):
 
 def mask_differences(found, data):
     rows = {f"beside {name}": values for key, _, name, _, values, *_ in tested(found) if key == "steps"}
-    title = f"Steps to forget, {data}: the saliency mask minus its controls, 95 % intervals"
-    return rows and dots(title, "steps", rows, 0, "no difference")
+    return rows and dots(f"Steps to forget, {data}: saliency minus control, 95 % intervals", "steps", rows, 0, "no difference")
 
 
 def mask_overlaps(found, data):
@@ -100,12 +99,18 @@ def relearning(found, data):
     return rows and dots(f"Steps until the class is back, {data}: all weights, 95 % intervals", "steps", rows, 0, "at once")
 
 
+def teacher(found, data):
+    curves = [one["teacher_curve"] for one in found if "teacher_curve" in one]
+    series = {"teacher, DDIM": {hours: [share, share] for hours, share in curve} for curve in curves}
+    return series and lines(f"Share of the teacher's pictures, {data}, called by their label", "hours of training", series)
+
+
 def pictures():
     """{name of a file in assets/: its text}."""
     made = {}
-    for data in ("shapes", "fashion", "cifar10"):
+    for data in ("shapes", "fashion", "cifar"):
         found = load(data)
         made |= {f"{data}-{key}.svg": curves(found, data, key) for key in ("cover_share", "retain_accuracy")}
-        makers = mask_differences, mask_overlaps, keep_ratios, relearning
+        makers = mask_differences, mask_overlaps, keep_ratios, relearning, teacher
         made |= {f"{data}-{make.__name__}.svg": make(found, data) for make in makers}
     return {name.replace("_", "-"): text for name, text in made.items() if text}
