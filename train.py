@@ -154,7 +154,8 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
-    parser.add_argument("command", nargs="?", choices=COMMANDS, default="all", help="(default: all)")
+    text = "all: the whole run (default); pretrain: classifier and teacher; unlearn: PECKER; evaluate: figures; sample: pictures"
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="all", help=text)
     groups = {group: parser.add_argument_group(group) for group in dict.fromkeys(GROUP_OF.values())}
     for name, field in FIELDS.items():
         group, text, limits, more = field.metadata.values()
@@ -175,6 +176,8 @@ def parse_args(argv):
     if not there[device]:
         fail(f"--device {device} is not available here: give cpu")
     fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
+    if given.get("teacher") and not given.get("out"):
+        fail("--teacher needs --out, a run folder for what is made of it")
     if device == "cuda" and given.get("bf16") and not fast:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
     command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
@@ -857,15 +860,18 @@ def write_samples(settings, data, generators):
 
 
 def estimate(command, settings, data):
-    """Prints and logs what a new run will take on this machine. Times a few steps on throwaway copies."""
-    if command not in ("all", "pretrain") or read_settings(settings.out)["begun"]:
+    """Prints and logs how long the stages that are missing will take on this machine, from two steps on throwaway copies."""
+    stages = {"all": [*PRODUCTS], "pretrain": ["classifier", "teacher"], "unlearn": ["pecker"]}.get(command, [])
+    stages = [stage for stage in stages if not (settings.out / PRODUCTS[stage][0]).exists()]
+    if not stages or (settings.out / "resume.pt").exists():
         return
     throwaway = dataclasses.replace(settings, out=None)
     with torch.random.fork_rng():
         classifier, net = make_classifier(settings, data), make_network(settings, data)
-        seconds = {"classifier": train_classifier(throwaway, data), "teacher": train_teacher(throwaway, data)}
+        calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
+        calls["pecker"] = lambda: unlearn(throwaway, data, classifier, net)["raw"]
+        seconds = {stage: calls[stage]() for stage in stages}
         if command == "all":
-            seconds["pecker"] = unlearn(throwaway, data, classifier, net)["raw"]
             noise, c = data.fixed_noise(50, seed=0), torch.zeros(50, dtype=torch.long, device=settings.device)
             draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
             evaluations = settings.images * len(data.classes) * (settings.ddim_steps + 3)
@@ -873,7 +879,8 @@ def estimate(command, settings, data):
     seconds = {name: round(value, 1) for name, value in seconds.items()}
     words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
-    write_log(settings.out, [{"stage": "estimate", "seconds": seconds}])
+    earlier = [line for line in read_log(settings.out) if line["stage"] != "estimate"]
+    write_log(settings.out, [*earlier, {"stage": "estimate", "seconds": seconds}])
 
 
 def load_run(folder, device=None):

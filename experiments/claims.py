@@ -39,7 +39,7 @@ def in_words(values):
     there = [value for value in values if value is not None]
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
     spread = f" ± {np.std(there, ddof=1):.2g}" if len(there) > 1 else ""
-    return f"{np.mean(there):.3g}{spread}{missing}" if there else "never"
+    return f"{np.mean(there):.3g}{spread}{missing}" if there else "-"
 
 
 def share_in_words(count, total):

@@ -45,7 +45,6 @@ def describe_masks(pecker):
 
 def run_one(settings, data, classifier, teacher, name):
     """An ordinary run, unlearn and evaluate, in settings.out; what is known besides goes into extra.json there."""
-    train.open_folder("unlearn", settings, data)
     nets, extra = train.unlearn(settings, data, classifier, teacher), {"compared": True}
     if name == "copied row":
         extra["method"], pairs = name, train.parse_pairs(settings.forget, data.classes)
@@ -71,6 +70,7 @@ def main(argv):
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
             folders.append(args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}")
             one = dataclasses.replace(settings, **METHODS[name], seed=seed, teacher=args.run, out=folders[-1])
+            train.open_folder("unlearn", one, data)  # refuses a folder of other flags or another teacher
             if not (one.out / "metrics.json").exists():
                 print(f"\n{name}, seed {seed}", flush=True)
                 run_one(one, data, classifier, teacher, name)

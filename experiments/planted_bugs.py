@@ -1,6 +1,6 @@
 """Would the tests notice a bug? Plant one at a time into a copy of the project, run the tests there, count what they catch.
 
-    python -m experiments.planted_bugs --files pecker.py unet.py train.py --count 60 --seed 0
+    python -m experiments.planted_bugs --files pecker.py unet.py train.py --count 20 --seed 0
 
 A bug is one small change: another operator or number, a lost sign, a flipped condition, swapped arguments, a dropped slice, call
 or statement. Not every survivor has an effect. At worst a minute per bug and core: 60 bugs on two cores in half an hour.

@@ -100,8 +100,8 @@ def relearning(found, data):
 
 
 def teacher(found, data):
-    curves = [one["teacher_curve"] for one in found if "teacher_curve" in one]
-    series = {"teacher, DDIM": {hours: [share, share] for hours, share in curve} for curve in curves}
+    curves = {f"teacher, seed {one['teacher_seed']}": one["teacher_curve"] for one in found if "teacher_curve" in one}
+    series = {name: {hours: [share, share] for hours, share in curve} for name, curve in curves.items()}
     return series and lines(f"Share of the teacher's pictures, {data}, called by their label", "hours of training", series)
 
 

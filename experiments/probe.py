@@ -3,7 +3,7 @@
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
 seeds: of 5,000 pictures at the (first) forgotten label, and leak: at retained labels, how many are called by that class?
-inversion: a vector in place of the label's embedding is optimised until the classifier sees the class; in how many of 500
+inversion: a vector in place of the label's embedding is optimised so that the classifier sees the class; in how many of 500
     pictures, from other noise, does a second classifier see it?
 real: real pictures of the class, noised to t_init and cleaned in one step at its label; the same with a retained class.
 The run's main figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
