@@ -36,10 +36,10 @@ def changes(node):
             yield {"operand": ast.UnaryOp(operator, operand)}  # --x
         case ast.Constant(bool() | int() | float() as value):
             yield {"value": not value if isinstance(value, bool) else value + 1}
-        case ast.Slice():
+        case ast.Slice() if ast.unparse(node) != ":":
             yield {"lower": None, "upper": None, "step": None}
-        case ast.Call(args=[first, second, *others]) if ast.dump(first) != ast.dump(second):
-            yield {"args": [second, first, *others]}
+        case ast.Call(f, [one, two, *others]) if ast.dump(one) != ast.dump(two) and ast.unparse(f) not in ("min", "max"):
+            yield {"args": [two, one, *others]}
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
             yield {"test": ast.UnaryOp(ast.Not(), test)}
         case ast.Expr(ast.Call(function)) if ast.unparse(function) != "print":
