@@ -169,7 +169,7 @@ def make_parser():
 
 def parse_args(argv):
     """The command line -> command, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
-    or teacher; from the run folder, if the command takes it from there; else from the preset of the data."""
+    or teacher; from the run folder, if the command takes it from there; else from the preset. Both folders give data_dir."""
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")

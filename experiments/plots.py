@@ -66,19 +66,19 @@ def curves(found, data, key):
     series = {}
     for method in ("saliency, weight 1", "random, weight 1", "none, weight 1", "none, weight 0.01"):
         runs = [one["curve"] for one in found if one["method"] == method and "compared" in one]
-        if len(runs) > 1:
+        if len(runs) > 2:
             series[method] = dict(zip(runs[0]["step"], zip(*(run["raw"][key] for run in runs))))
     return series and lines(f"{FIGURES[key]}, {data}, raw weights: mean and 95 % band over seeds", "step", series)
 
 
 def mask_differences(found, data):
-    rows = {f"beside {name}": values for key, _, name, _, values, *_ in tested(found) if key == "steps"}
+    rows = {f"beside {name}": values for key, _, name, _, values, *_ in tested(found) if key == "steps" and len(values) > 2}
     return rows and dots(f"Steps to forget, {data}: saliency minus control, 95 % intervals", "steps", rows, 0, "no difference")
 
 
 def mask_overlaps(found, data):
     masks = [one["masks"] for one in found if "masks" in one]
-    names = [name for name in (masks[0] if len(masks) > 1 else ()) if name != "overlap_by_chance"]
+    names = [name for name in (masks[0] if len(masks) > 2 else ()) if name != "overlap_by_chance"]
     rows = {name.removeprefix("overlap_").replace("_", " "): [one[name] for one in masks] for name in names}
     title = f"Overlap of two masks, {data}: mean and 95 % interval over seeds"
     return rows and dots(title, "intersection over union", rows, masks[0]["overlap_by_chance"], "chance")
