@@ -647,8 +647,8 @@ def loop(out, total, step, *flags, net=None, **more):
     return train.train(settings, data, "teacher", total, 8, step, parts, {"weights": parts["net"]}, **more)
 
 
-@pytest.mark.parametrize("flags, saved", [("--bf16 --save-every 0", [*range(4, 45, 4), 45]), ("--save-every 20", [20, 40, 45])])
-def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monkeypatch, capsys, flags, saved):
+@pytest.mark.parametrize("flags, due", [("--bf16 --save-every 0", [*range(4, 65, 4), 65]), ("--save-every 20", [20, 40, 60, 65])])
+def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monkeypatch, capsys, flags, due):
     clock, steps, looks, saves, write = itertools.count(0, 2), [], [], [], train.write
 
     def step():
@@ -659,13 +659,13 @@ def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monk
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))  # every step takes two seconds
     monkeypatch.setattr(train.time, "monotonic", lambda: 20 * len(steps))  # or twenty
     monkeypatch.setattr(train, "write", lambda path, x: (path.name == "resume.pt" and saves.append(len(steps)), write(path, x)))
-    loop(tmp_path, 45, step, *flags.split(), look=lambda done: looks.append(done) or [{"looked": done}], looks=[7, 45])
+    loop(tmp_path, 65, step, *flags.split(), look=lambda done: looks.append(done) or [{"looked": done}], looks=[7, 65])
     log = read(tmp_path / "log.jsonl")
-    assert "teacher 2/45  loss 1.5  4 images/s  1:26 left\n" in capsys.readouterr().out
-    assert looks == [0, 7, 45] == [line["looked"] for line in log if "looked" in line] and log[0]["stage"] == "teacher"
-    expected = [(s, s - 0.5, 4.0, 2.0 * (45 - s)) for s in range(2, 45, 2)] + [(45, 45, 4.0, 0)]
+    assert "teacher 3/65  loss 2  4 images/s  2:04 left\n" in capsys.readouterr().out
+    assert looks == [0, 7, 65] == [line["looked"] for line in log if "looked" in line] and log[0]["stage"] == "teacher"
+    expected = [(s, s - 1, 4.0, 2.0 * (65 - s)) for s in range(3, 65, 3)] + [(65, 64.5, 4.0, 0)]
     assert [tuple(line.values())[1:] for line in log if "loss" in line] == expected
-    assert saves == saved and not (tmp_path / "resume.pt").exists() and read(tmp_path / "teacher.pt")["seconds"] == 90
+    assert saves == due and not (tmp_path / "resume.pt").exists() and read(tmp_path / "teacher.pt")["seconds"] == 130
 
 
 @pytest.mark.parametrize("loss, weight, word", [(math.nan, 0.0, "a loss is not finite"), (0.0, math.inf, "a weight is not")])
