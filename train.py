@@ -39,12 +39,11 @@ from unet import UNet
 
 # --- settings: a field is a flag of the command line -----------------------------------------------------------------
 
-# What a command takes from its run folder, by groups of settings; the rest comes from flags or the preset. A group that is named
-# like a stage binds a folder once that stage has begun there; "data", "run" and "precision" with the first stage, "place" never.
-# pretrain takes PECKER's flags from the folder, as it has no use for others and shall not change them.
-COMMANDS = {"all": ("precision",), "pretrain": ("precision", "pecker")}
-COMMANDS["unlearn"] = ("data", "classifier", "teacher", "run", "precision", "place")
-COMMANDS["evaluate"] = COMMANDS["sample"] = (*COMMANDS["unlearn"], "pecker")
+# The stages of a run, the file that each leaves and the networks in it.
+PRODUCTS = {"classifier": ("classifier.pt", "weights"), "teacher": ("teacher.pt", "weights")}
+PRODUCTS["pecker"] = ("generator.pt", "average", "raw")
+# A command runs these stages, from one to before another; it needs the product of each stage before.
+COMMANDS = {"all": (0, 3), "pretrain": (0, 2), "unlearn": (2, 3), "evaluate": (3, 3), "sample": (3, 3)}
 
 
 def flag(default, group, text, limits=None, **argparse_arguments):
@@ -181,15 +180,17 @@ def parse_args(argv):
     if device == "cuda" and given.get("bf16") and not fast:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
     command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
+    first, last = COMMANDS[command]
+    free = {*[*PRODUCTS][first:last], *(("data", "run", "place") if first == 0 else ())}  # pretrain leaves PECKER's flags alone
     for name, value in given.items():
         values, limits = value if isinstance(value, list) else [value], FIELDS[name].metadata["limits"]
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
             fail(f"--{name.replace('_', '-')} must be in [{limits[0]}, {limits[1]}], not {in_words(values)}")
         given[name] = tuple(value) if isinstance(value, list) else value
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
-    for folder, taken in (given["out"], COMMANDS[command]), (given.get("teacher"), ("data", "classifier", "teacher")):
+    for folder, ours in (given["out"], free), (given.get("teacher"), {"pecker", "run", "precision", "place"}):
         if folder and (saved := read_settings(folder)):
-            found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] in taken or name == "data_dir"}
+            found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] not in ours or name == "data_dir"}
     known = found | {"teacher": None, "save_every": 0} | given
     size = known.setdefault("size", "full" if device == "cuda" else "small")
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[size]
@@ -451,11 +452,6 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
 
 # --- the run folder: settings.json, a product for each finished stage, resume.pt, log.jsonl, pictures ----------------
 
-# The file of each finished stage, and the networks in it.
-PRODUCTS = {"classifier": ("classifier.pt", "weights"), "teacher": ("teacher.pt", "weights")}
-PRODUCTS["pecker"] = ("generator.pt", "average", "raw")
-
-
 def write(path, content):
     """Replace the file `path` by what content(file) writes, or leave it as it was: never half of it."""
     temporary, buffer = path.with_name(path.name + ".tmp"), io.BytesIO()
@@ -490,7 +486,7 @@ def read_settings(folder):
         saved = json.loads(path.read_text(encoding="utf-8"))
         given = {name: saved["flags"][name] for name in FIELDS}
         flags = {name: value if value is None else FIELDS[name].type(value) for name, value in given.items()}
-        needed = {"begun": list(saved["begun"]), "classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
+        needed = {"classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
         return saved | needed | {"flags": vars(Settings(**flags))}
 
 
@@ -513,17 +509,20 @@ def open_folder(command, settings, data):
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
     home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
-    needed = {"unlearn": 2, "evaluate": 3, "sample": 3}.get(command, 2 if settings.teacher else 0)
-    for product, (file, *_) in [*PRODUCTS.items()][:needed]:
+    for product, (file, *_) in [*PRODUCTS.items()][: max(COMMANDS[command][0], 2 * bool(settings.teacher))]:
         path, earlier = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
         if not path.exists():
             fail(f"{path} is missing: run `python train.py {earlier}` for its folder to the end, or give another folder")
         if (out / file).exists() and (out / file).read_bytes() != path.read_bytes():
             fail(f"{out} was made from another {product} than {path}: leave --teacher out, or give another --out")
-    for folder in {home, out}:
-        if not (found := read_settings(folder)) or not found["begun"]:
-            continue
-        groups = ("data", "run", "precision", *found["begun"]) if folder == out else ("data", "classifier", "teacher")
+    # A group of settings that is named like a stage binds from the stage's first file on; "place" never does.
+    begun = [*PRODUCTS][: sum((out / file).exists() for file, *_ in PRODUCTS.values()) + (out / "resume.pt").exists()]
+    binding = {settings.teacher: ("data", "classifier", "teacher")} if settings.teacher else {}
+    binding |= {out: ("data", "run", "precision", *begun)} if begun else {}
+    seed = settings.seed
+    for folder, groups in binding.items():
+        found = read_settings(folder)
+        seed = found["teacher_seed"]
         was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
         words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
         words += [f"the classes {', '.join(found['classes'])}"] if found["classes"] != data.classes else []
@@ -535,10 +534,7 @@ def open_folder(command, settings, data):
     if command in ("evaluate", "sample"):
         return
     out.mkdir(parents=True, exist_ok=True)
-    begun = (read_settings(out) or {"begun": []})["begun"]
-    begun = [*dict.fromkeys(["classifier", "teacher", *begun])] if settings.teacher else begun
-    seed = read_settings(home)["teacher_seed"] if begun else settings.seed
-    new = {"begun": begun, "teacher_seed": seed, "flags": now, "classes": data.classes}
+    new = {"teacher_seed": seed, "flags": now, "classes": data.classes}
     write_json(out / "settings.json", new | environment(settings))
     for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
         write(out / name, lambda file: file.write((home / name).read_bytes()))
@@ -615,8 +611,6 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     path, earlier = settings.out / "resume.pt", [line for line in read_log(settings.out) if line["stage"] != stage]
     chance = [torch] if settings.device == "cpu" else [torch, getattr(torch, settings.device)]  # what has a random state
     progress = {"stage": stage, "done": 0, "seconds": 0.0, "history": [], "sums": {}}
-    saved = read_settings(settings.out)
-    write_json(settings.out / "settings.json", saved | {"begun": [*dict.fromkeys([*saved["begun"], stage])]})
     if path.exists():
         with explained(f"{path} is damaged or does not belong here", "delete it, or give another --out"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -861,8 +855,8 @@ def write_samples(settings, data, generators):
 
 def estimate(command, settings, data):
     """Prints and logs how long the stages that are missing will take on this machine, from two steps on throwaway copies."""
-    stages = {"all": [*PRODUCTS], "pretrain": ["classifier", "teacher"], "unlearn": ["pecker"]}.get(command, [])
-    stages = [stage for stage in stages if not (settings.out / PRODUCTS[stage][0]).exists()]
+    first, last = COMMANDS[command]
+    stages = [stage for stage in [*PRODUCTS][first:last] if not (settings.out / PRODUCTS[stage][0]).exists()]
     if not stages or (settings.out / "resume.pt").exists():
         return
     throwaway = dataclasses.replace(settings, out=None)
