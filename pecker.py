@@ -127,7 +127,7 @@ def distillation_loss(x0_teacher, x0_fake, x, xi):
         w = 1 / mean_{C,H,W} |x0_teacher - x|                  a number per image, without gradient
         L = sum_{C,H,W} w [ (1 - xi) Q^2 + Q (x0_fake - x) ]   mean over the batch
 
-    Paper: weight omega_t alpha_t^2 / sigma_t^4. Here: w. Because: with omega_t as in SiD the factors of time cancel.
+    Paper: weight omega_t alpha_t^2 / sigma_t^4. Here: w. Because: SiD's omega_t is w sigma_t^4 / alpha_t^2, and w is left.
     """
     w = 1 / (x0_teacher - x).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5).detach()
     Q = x0_teacher - x0_fake

@@ -110,7 +110,7 @@ SMALL = dataclasses.replace(
     images=200, **pecker_steps(600, 48),
 )  # fmt: skip
 FASHION = dict(data="fashion", image_size=28, forget=("sneaker:bag",), attention=(7,))
-STL10 = dict(data="stl10", image_size=64)
+STL10 = dict(data="stl10", image_size=64, forget=("airplane:car",))
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
@@ -143,7 +143,8 @@ def explained(what, advice):
 
 
 def in_words(value):
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    words = {"True": "on", "False": "off", "None": "not given"}
+    return " ".join(words.get(str(one), str(one)) for one in (value if isinstance(value, tuple | list) else [value]))
 
 
 def make_parser():
@@ -168,7 +169,7 @@ def make_parser():
 
 def parse_args(argv):
     """The command line -> command, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
-    or teacher; from the run folder, if the command takes it from there; else from the preset. Both folders give data_dir."""
+    or teacher; from the run folder, if the command does not run its stage; else from the preset. Both give size, data_dir."""
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")
@@ -187,10 +188,12 @@ def parse_args(argv):
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
             fail(f"--{name.replace('_', '-')} must be in [{limits[0]}, {limits[1]}], not {in_words(values)}")
         given[name] = tuple(value) if isinstance(value, list) else value
+    given |= {"data": str(Path(given["data"]))} if "data" in given else {}  # the same with a slash at its end
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
     for folder, ours in (given["out"], free), (given.get("teacher"), {"pecker", "run", "precision", "place"}):
         if folder and (saved := read_settings(folder)):
-            found |= {name: value for name, value in saved["flags"].items() if GROUP_OF[name] not in ours or name == "data_dir"}
+            flags = saved["flags"].items()
+            found |= {name: value for name, value in flags if GROUP_OF[name] not in ours or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
     size = known.setdefault("size", "full" if device == "cuda" else "small")
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[size]
@@ -368,20 +371,22 @@ class Classifier(nn.Module):
         return features.cpu(), self.last(features).softmax(dim=1).cpu()
 
 
-def frechet_distance(real, fake):
+def frechet_distance(real, fake, sample_weights=None):
     """|mean difference|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2)) of two sets of features (N, D), (M, D). Heusel et al. 2017.
 
-    ValueError with fewer images than features, where the covariance would be singular.
+    sample_weights (N,): how much each real image counts, 0: not at all. ValueError with fewer images than features, where the
+    covariance would be singular.
     """
-    real, fake = real.double(), fake.double()
+    w = torch.ones(len(real)) if sample_weights is None else sample_weights
+    real, fake, w = real[w > 0].double(), fake.double(), w[w > 0].double()
     if min(len(real), len(fake)) <= real.shape[1]:
         raise ValueError(f"{min(len(real), len(fake))} images are too few for {real.shape[1]} features: give more images")
-    covariance_real, covariance_fake = real.T.cov(), fake.T.cov()
+    covariance_real, covariance_fake = real.T.cov(aweights=w), fake.T.cov()
     # The trace of the root is the sum of the roots of the eigenvalues of the symmetric R C_f R, R = C_r^(1/2).
     values, vectors = torch.linalg.eigh(covariance_real)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ covariance_fake @ root).clamp(min=0).sqrt().sum()
-    difference = (real.mean(0) - fake.mean(0)).square().sum()
+    difference = (w @ real / w.sum() - fake.mean(0)).square().sum()
     return (difference + covariance_real.trace() + covariance_fake.trace() - 2 * overlap).clamp(min=0).item()
 
 
@@ -424,13 +429,16 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
     forgotten = torch.isin(labels, torch.tensor(list(pairs)))
     cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))])
     retained_real = real_features[~torch.isin(test_labels, torch.tensor(list(pairs)))]
-    cover_real = torch.cat([real_features[test_labels == cover] for cover in pairs.values()])  # as often as it is drawn
     histogram = guess[forgotten].bincount(minlength=len(data.classes)) / forgotten.sum()
     share = lambda condition: condition.double().mean().item()  # noqa: E731
 
     def if_enough(metric, *sets):
         with contextlib.suppress(ValueError):
             return metric(*sets)
+
+    def frechet(drawn, asked):  # real classes count as often as they were asked for, (M,) labels
+        drawn_counts, counts = (c.bincount(minlength=len(data.classes)) for c in (asked, test_labels))
+        return if_enough(frechet_distance, real_features, drawn, (drawn_counts / counts)[test_labels])
 
     precision, recall = (None if curve else if_enough(precision_recall, retained_real, features[~forgotten])) or (None, None)
     return {
@@ -440,11 +448,11 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
         "class_accuracy": {data.classes[i]: share(guess[labels == i] == i) for i in labels.unique().tolist()},
         "forget_histogram": dict(zip(data.classes, histogram.tolist())),
         "forget_entropy": torch.special.entr(probabilities[forgotten]).sum(1).mean().item(),
-        "frechet_distance": if_enough(frechet_distance, retained_real, features[~forgotten]),
+        "frechet_distance": frechet(features[~forgotten], labels[~forgotten]),
         "inception_score": inception_score(probabilities[~forgotten]),
         "precision": precision,
         "recall": recall,
-        "cover_frechet_distance": if_enough(frechet_distance, cover_real, features[forgotten]),
+        "cover_frechet_distance": frechet(features[forgotten], cover_of[labels[forgotten]]),
         "network_evaluations": network_evaluations,
         "images": len(labels),
     }
@@ -860,7 +868,7 @@ def estimate(command, settings, data):
     if not stages or (settings.out / "resume.pt").exists():
         return
     throwaway = dataclasses.replace(settings, out=None)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
         calls["pecker"] = lambda: unlearn(throwaway, data, classifier, net)["raw"]

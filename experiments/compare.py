@@ -19,7 +19,7 @@ from pecker import noise_prediction_loss, saliency_mask, sample_ddim
 
 METHODS = {f"{mask}, weight 1": dict(mask=mask, forget_weight=1.0) for mask in ("saliency", "random", "none")}
 METHODS |= {f"saliency {keep:g}, weight 1": METHODS["saliency, weight 1"] | dict(keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
-METHODS["saliency once, weight 1"] = METHODS["saliency, weight 1"] | dict(mask_every=0)
+METHODS |= {f"{mask} once, weight 1": METHODS[f"{mask}, weight 1"] | dict(mask_every=0) for mask in ("saliency", "random")}
 METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def markdown(head, rows):
     if not rows:
-        return "*Not run yet.*"
+        return "*No such runs yet.*"
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -39,7 +39,7 @@ def main_job(found):
     for key, name in FIGURES.items():
         both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for one in runs]
         rows.append([name, *("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)])
-    rows.append(["minutes, without looking", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in runs)])
+    rows.append(["minutes, without the curve", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in runs)])
     names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in runs]
     return markdown(["generator (teacher)", *names], runs and rows)
 
