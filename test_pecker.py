@@ -31,6 +31,7 @@ from unet import UNet, group_norm
 
 SHAPE = (2, 4, 4)  # (C, H, W) of the images in most tests of the method
 CLASSES, B, HERE = 5, 3, Path(__file__).parent  # B: images a batch
+NOISE = torch.randn(B, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
 TINY = (
     "--device cpu --image-size 8 --classifier-width 4 --classifier-steps 45 --width 4 --multipliers 1 --attention "
     "--pretrain-steps 21 --pretrain-batch-size 4 --steps 10 --batch-size 16 --ddim-steps 2 --images 3 --save-every 5"
@@ -142,9 +143,6 @@ def test_mask_keeps_the_largest_entries_over_all_tensors_together_and_all_ties(k
     assert torch.cat([m.flatten() for m in masks]).nonzero().flatten().tolist() == sorted(largest.tolist())
     assert [m.shape for m in masks] == [g.shape for g in gradients] and all(m.dtype == torch.bool for m in masks)
     assert saliency_mask([torch.tensor([1.0, -2.0, 2.0, 2.0, 0.0])], 0.2)[0].tolist() == [False, True, True, True, False]
-
-
-NOISE = images(B).double()
 
 
 def fix_draws(pecker):
@@ -593,8 +591,10 @@ class Judge:
         return pixels[:, 1:4], 0.98 * nn.functional.one_hot(pixels[:, 0].long().clamp(max=4), 5).double() + 0.004
 
 
-def pictures_to_measure(order=range(5)):
+def pictures_to_measure(patch, order=range(5)):
     """What measure() is given, class i of "abcde" at place order[i]: data, features of real ones, pairs, drawn, labels (40,)."""
+    for sampler in ("generate", "sample_ddim"):  # a network draws by net(noise, c, steps)
+        patch.setattr(train, sampler, lambda net, schedule, noise, c, steps=1: net(noise, c, steps))
     order = torch.tensor(order)
     real, drawn = torch.randint(256, (2, 40, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     seen_as = torch.tensor([1] * 7 + [0] * 2 + [3] + [1] * 9 + [2] + [2] * 10 + [1] * 10)
@@ -606,10 +606,10 @@ def pictures_to_measure(order=range(5)):
 
 def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
     monkeypatch.setattr(train, "precision_recall", lambda real, fake: (len(real), len(fake)))
-    seen, (data, real_features, pairs, drawn, labels) = [], pictures_to_measure()
+    seen, (data, real_features, pairs, drawn, labels) = [], pictures_to_measure(monkeypatch)
     (features, probabilities), real_labels = Judge().judge(drawn), data.test_labels
     retained, balanced = (labels == 1) | (labels == 2), torch.tensor([0, 10 / 11, 10 / 6, 0, 0])[real_labels]
-    draw = lambda noise, c: seen.append((noise, c, torch.is_grad_enabled())) or train.to_float(drawn[: len(c)])  # noqa: E731
+    draw = lambda *asked: seen.append((*asked, torch.is_grad_enabled())) or train.to_float(drawn[: len(asked[1])])  # noqa: E731
     assert train.measure(data, Judge(), real_features, pairs, draw, labels, 7) == {
         "unlearning_accuracy": pytest.approx(18 / 20), "cover_share": pytest.approx(17 / 20),
         "retain_accuracy": pytest.approx(19 / 20), "precision": 23, "recall": 20,
@@ -620,17 +620,17 @@ def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
         "cover_frechet_distance": pytest.approx(train.frechet_distance(real_features[real_labels == 1], features[~retained])),
         "inception_score": train.inception_score(probabilities[retained]), "network_evaluations": 7, "images": 40,
     }  # fmt: skip
-    few = train.measure(data, Judge(), real_features, pairs, draw, labels[:13], 7, seed=1, curve=True)
-    assert few["frechet_distance"] is few["precision"] is None and few["cover_frechet_distance"] is not None
-    for (noise, c, has_gradient), (count, seed) in zip(seen, ((40, 0), (13, 1))):
-        assert torch.equal(noise, data.fixed_noise(count, seed)) and torch.equal(c, labels[:count]) and not has_gradient
+    few = train.measure(data, Judge(), real_features, pairs, draw, labels[:13], seed=1, curve=True)
+    assert few["frechet_distance"] is few["recall"] is None and few["cover_frechet_distance"] and few["network_evaluations"] == 1
+    for (noise, c, *how), (count, seed, steps) in zip(seen, ((40, 0, 7), (13, 1, 1))):  # how: steps, with gradient
+        assert torch.equal(noise, data.fixed_noise(count, seed)) and torch.equal(c, labels[:count]) and how == [steps, False]
 
 
-def test_no_figure_depends_on_the_order_of_the_classes():
+def test_no_figure_depends_on_the_order_of_the_classes(monkeypatch):
     figures = []
     for order in ([0, 1, 2, 3, 4], [3, 0, 4, 1, 2]):
-        data, real_features, pairs, drawn, labels = pictures_to_measure(order)
-        one = train.measure(data, Judge(), real_features, pairs, lambda *_, x=drawn: train.to_float(x), labels, 1)
+        data, real_features, pairs, drawn, labels = pictures_to_measure(monkeypatch, order)
+        one = train.measure(data, Judge(), real_features, pairs, lambda *_, x=drawn: train.to_float(x), labels)
         figures.append({key: pytest.approx(value) for key, value in one.items()})
     assert {key: value.expected for key, value in figures[1].items()} == figures[0]
 

@@ -114,7 +114,7 @@ STL10 = dict(data="stl10", image_size=64, forget=("airplane:car",))
 PRESETS = {
     "shapes": dict.fromkeys(("small", "full"), Settings()),
     "fashion": {
-        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), classifier_steps=5000, pretrain_steps=4000),
+        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), classifier_steps=9000, pretrain_steps=4000),
         "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000, 64)),
     },
     "cifar10": {"small": SMALL, "full": FULL},
@@ -412,18 +412,19 @@ def precision_recall(real, fake, k=3):
 
 
 @torch.no_grad()
-def draw_pictures(draw, noise, c):
-    """draw(noise, c) in parts that fit into memory: (N, C, S, S), (N,) -> uint8 (N, C, S, S)."""
-    return torch.cat([to_uint8(draw(*part)) for part in zip(noise.split(250), c.split(250))])
+def draw_pictures(net, noise, c, steps=None):
+    """(N, C, S, S), (N,) -> uint8 (N, C, S, S), by DDIM in so many steps or in one evaluation; in parts that fit into memory."""
+    draw, schedule = functools.partial(sample_ddim, steps=steps) if steps else generate, NoiseSchedule().to(noise.device)
+    return torch.cat([to_uint8(draw(net, schedule, *part)) for part in zip(noise.split(250), c.split(250))])
 
 
-def measure(data, classifier, real_features, pairs, draw, labels, network_evaluations, seed=0, curve=False):
-    """Draw an image for each of `labels` (N,) by draw(noise, c) -> {figure: value}; experiments/README.md explains them.
+def measure(data, classifier, real_features, pairs, net, labels, steps=None, seed=0, curve=False):
+    """Draw an image for each of `labels` (N,), see draw_pictures -> {figure: value}; experiments/README.md explains them.
 
     real_features: classifier.judge(data.test_images)[0]. A figure that needs more images than there are is None, and with
     `curve` what takes long: precision and recall. `seed` fixes the noise. At least one label is forgotten and one retained.
     """
-    features, probabilities = classifier.judge(draw_pictures(draw, data.fixed_noise(len(labels), seed), labels))
+    features, probabilities = classifier.judge(draw_pictures(net, data.fixed_noise(len(labels), seed), labels, steps))
     guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
 
     forgotten = torch.isin(labels, torch.tensor(list(pairs)))
@@ -453,7 +454,7 @@ def measure(data, classifier, real_features, pairs, draw, labels, network_evalua
         "precision": precision,
         "recall": recall,
         "cover_frechet_distance": frechet(features[forgotten], cover_of[labels[forgotten]]),
-        "network_evaluations": network_evaluations,
+        "network_evaluations": steps or 1,
         "images": len(labels),
     }
 
@@ -769,13 +770,11 @@ def unlearn(settings, data, classifier, teacher):
     def look(done):
         lines = []
         for weights, net in nets.items():
-            draw = functools.partial(generate, net, pecker.schedule)
-            figures = measure(data, classifier, real_features, pairs, draw, labels, 1, seed=1, curve=True)
+            figures = measure(data, classifier, real_features, pairs, net, labels, seed=1, curve=True)
             kept = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance", "images")
             lines.append({"step": done, "weights": weights} | {key: figures[key] for key in kept})
         if done in points:
-            draw = functools.partial(generate, pecker.generator, pecker.schedule)
-            album.frames[points.index(done)] = draw_pictures(draw, noise, columns).cpu()
+            album.frames[points.index(done)] = draw_pictures(pecker.generator, noise, columns).cpu()
         if done == settings.steps:
             names = [data.classes[label] for label in columns]
             save_picture(settings.out / "trajectory.png", album.frames, [f"step {point}" for point in points], names)
@@ -800,17 +799,15 @@ def evaluate(settings, data, classifier, teacher, generators):
 
     Returns the metrics, {network: {figure: value}}.
     """
-    begin, pairs, schedule = time.perf_counter(), parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
+    begin, pairs = time.perf_counter(), parse_pairs(settings.forget, data.classes)
     real_features, probabilities = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
     path = settings.out / "metrics.json"
     with explained(f"{path} is damaged", "delete it, or give another --out"):
         images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
-    draws = {"teacher": functools.partial(sample_ddim, teacher, schedule, steps=settings.ddim_steps)}
-    nets = {"teacher_one_step": teacher, "generator": generators["average"], "generator_raw": generators["raw"]}
-    draws |= {name: functools.partial(generate, net, schedule) for name, net in nets.items()}
-    metrics = {name: measure(data, classifier, real_features, pairs, draw, labels, 1) for name, draw in draws.items()}
-    metrics["teacher"]["network_evaluations"] = settings.ddim_steps
+    judged = functools.partial(measure, data, classifier, real_features, pairs, labels=labels)
+    metrics = {"teacher": judged(net=teacher, steps=settings.ddim_steps), "teacher_one_step": judged(net=teacher)}
+    metrics |= {"generator": judged(net=generators["average"]), "generator_raw": judged(net=generators["raw"])}
     for name, weights in {"generator": "average", "generator_raw": "raw"}.items():
         curve = [line for line in read_log(settings.out) if line.get("weights") == weights]
         metrics[name]["steps_to_forget"] = steps_to_forget(curve)
@@ -835,7 +832,8 @@ def evaluate(settings, data, classifier, teacher, generators):
     # A column a class; where there are too many, those that matter. Three rows before and three after, from the same noise.
     columns = sorted([*dict.fromkeys([*pairs, *pairs.values(), *range(len(data.classes))])][:10])
     noise, c = data.fixed_noise(3 * len(columns), seed=2), torch.tensor(columns, device=settings.device).repeat(3)
-    rows = torch.cat([draw_pictures(draws[name], noise, c) for name in ("teacher", "generator")]).unflatten(0, (6, len(columns)))
+    rows = draw_pictures(teacher, noise, c, settings.ddim_steps), draw_pictures(generators["average"], noise, c)
+    rows = torch.cat(rows).unflatten(0, (6, len(columns)))
     row_names, column_names = ["teacher"] * 3 + ["PECKER"] * 3, [data.classes[label] for label in columns]
     save_picture(settings.out / "before_after.png", rows, row_names, column_names)
     write_json(path, metrics)
@@ -845,7 +843,6 @@ def evaluate(settings, data, classifier, teacher, generators):
 
 def write_samples(settings, data, generators):
     """--images PNG files per class into samples/<class>/, drawn by the moving average of the generator."""
-    draw = functools.partial(generate, generators["average"], NoiseSchedule().to(settings.device))
     for label, name in enumerate(data.classes):
         folder = settings.out / "samples" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -853,7 +850,7 @@ def write_samples(settings, data, generators):
             old.unlink()
         noise = data.fixed_noise(settings.images, settings.seed + label)
         c = torch.full((settings.images,), label, device=settings.device)
-        for i, picture in enumerate(draw_pictures(draw, noise, c).cpu()):
+        for i, picture in enumerate(draw_pictures(generators["average"], noise, c).cpu()):
             to_pil_image(picture).save(folder / f"{i:05}.png")
     print(f"{settings.images} pictures of each class are in {settings.out / 'samples'}")
 
@@ -875,9 +872,8 @@ def estimate(command, settings, data):
         seconds = {stage: calls[stage]() for stage in stages}
         if command == "all":
             noise, c = data.fixed_noise(50, seed=0), torch.zeros(50, dtype=torch.long, device=settings.device)
-            draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
             evaluations = settings.images * len(data.classes) * (settings.ddim_steps + 3)
-            seconds["evaluate"] = seconds_of(lambda: draw_pictures(draw, noise, c), evaluations / len(c))
+            seconds["evaluate"] = seconds_of(lambda: draw_pictures(net, noise, c), evaluations / len(c))
     seconds = {name: round(value, 1) for name, value in seconds.items()}
     words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)

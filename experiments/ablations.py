@@ -6,14 +6,12 @@ Writes assets/ablation-NAME.png: a column a class, three rows by the average of 
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import torch
 
 import train
 from experiments.relearn import make_parser
-from pecker import NoiseSchedule, generate
 
 ASSETS = Path(__file__).parent.parent / "assets"
 VARIANTS = {
@@ -31,8 +29,7 @@ def main(argv):
         one = dataclasses.replace(settings, **flags, teacher=args.run, out=args.run / "ablations" / name)
         train.open_folder("unlearn", one, data)
         net = train.unlearn(one, data, classifier, teacher)["average"]
-        draw = functools.partial(generate, net, NoiseSchedule().to(settings.device))
-        rows = train.draw_pictures(draw, data.fixed_noise(len(labels), seed=2), labels).unflatten(0, (3, -1))
+        rows = train.draw_pictures(net, data.fixed_noise(len(labels), seed=2), labels).unflatten(0, (3, -1))
         train.save_picture(ASSETS / f"ablation-{name}.png", rows, [name, "", ""], data.classes)
         print(f"assets/ablation-{name}.png", flush=True)
 

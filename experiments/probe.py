@@ -11,7 +11,6 @@ The run's main figures are judged by the second classifier, too. In seeds and le
 
 import copy
 import dataclasses
-import functools
 
 import torch
 from torch.nn import functional as F
@@ -19,12 +18,12 @@ from torch.nn import functional as F
 import train
 from experiments import report
 from experiments.relearn import load_networks, make_parser
-from pecker import NoiseSchedule, generate, sample_ddim
+from pecker import NoiseSchedule, generate
 
 
-def share_called(classifier, draw, noise, c, label):
-    """Of the pictures draw(noise, c), how many are called `label`: (count, of how many)."""
-    guess = classifier.judge(train.draw_pictures(draw, noise, c))[1].argmax(1)
+def share_called(classifier, pictures, label):
+    """Of the pictures (N, C, S, S) uint8, how many are called `label`: (count, of how many)."""
+    guess = classifier.judge(pictures)[1].argmax(1)
     return int((guess == label).sum()), len(guess)
 
 
@@ -37,7 +36,7 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
     c, reached = torch.full((500,), label, device=embedding.device), {}
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
-            reached[step] = share_called(judge, functools.partial(generate, net, schedule), data.fixed_noise(500, 5), c, label)
+            reached[step] = share_called(judge, train.draw_pictures(net, data.fixed_noise(500, 5), c), label)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         optimizer.zero_grad()
@@ -46,13 +45,14 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
     return reached
 
 
+@torch.no_grad()
 def clean_real(net, schedule, classifier, data, label, t_init=440):
     """Real test pictures of a class, noised to t_init and cleaned at its label in one step: how many are still called by it."""
     x = train.to_float(data.test_images[data.test_labels == label])
     c, t = torch.full((len(x),), label, device=x.device), torch.full((len(x),), t_init, device=x.device)
     noisy = schedule.add_noise(x, t, data.fixed_noise(len(x), seed=6))
-    draw = lambda noisy, c: schedule.predict_x0(noisy, t[: len(c)], net(noisy, t[: len(c)], c))  # noqa: E731
-    return share_called(classifier, draw, noisy, c, label)
+    cleaned = [schedule.predict_x0(*some[:2], net(*some)) for some in zip(noisy.split(250), t.split(250), c.split(250))]
+    return share_called(classifier, train.to_uint8(torch.cat(cleaned)), label)
 
 
 def main(argv, count=5000):
@@ -67,21 +67,19 @@ def main(argv, count=5000):
     found, noise = {}, data.fixed_noise(count, seed=4)
     c, others = torch.full((count,), label, device=settings.device), retained.repeat(count)[:count]
     for name, net in nets.items():
-        many_steps = functools.partial(sample_ddim, steps=settings.ddim_steps)
-        draw = functools.partial(many_steps if "teacher" in name else generate, net, schedule)
+        steps = settings.ddim_steps if "teacher" in name else None
         torch.manual_seed(0)
         found[name] = {
-            "seeds": share_called(classifier, draw, noise, c, label),
-            "leak": share_called(classifier, draw, noise, others, label),
+            "seeds": share_called(classifier, train.draw_pictures(net, noise, c, steps), label),
+            "leak": share_called(classifier, train.draw_pictures(net, noise, others, steps), label),
             "inversion": invert(net, schedule, classifier, judge, data, label),
             "real": clean_real(net, schedule, classifier, data, label),
             "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
         }
         print(f"{name}: {found[name]}", flush=True)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
-    draw = functools.partial(generate, nets["PECKER"], schedule)
     for name, one in {"the run's classifier": classifier, "a second classifier": judge}.items():
-        figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, draw, labels, 1, curve=True)
+        figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, nets["PECKER"], labels, curve=True)
         found[name] = {key: figures[key] for key in ("unlearning_accuracy", "cover_share", "retain_accuracy")}
     train.write_json(args.run / "probe.json", found)
     print(report.probes([{"probe": found}]))

@@ -10,7 +10,6 @@ class is back when the classifier sees it in half of 50 pictures at its label.
 import argparse
 import copy
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 
 import train
 from experiments import report
-from pecker import NoiseSchedule, generate, noise_prediction_loss, sample_ddim
+from pecker import NoiseSchedule, noise_prediction_loss
 
 
 def make_parser(text):
@@ -59,11 +58,11 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
     lr = 0.05 if only_embedding else settings.pretrain_lr / 10  # entries of the table are of size 1, an attacker would use it
     optimizer = torch.optim.Adam((net.embed_class if only_embedding else net).parameters(), lr=lr)
     noise, c = known.fixed_noise(50, seed=3), forgotten.repeat(50)[:50]
-    draws = {"ddim": functools.partial(sample_ddim, steps=settings.ddim_steps), "one_step": generate}
-    back = dict.fromkeys(draws)
+    ways = {"ddim": settings.ddim_steps, "one_step": None}
+    back = dict.fromkeys(ways)
     for step in range(limit + 1):
-        for way, draw in draws.items() if step % every == 0 else ():
-            guess = classifier.judge(train.draw_pictures(functools.partial(draw, net, schedule), noise, c))[1].argmax(1)
+        for way, steps in ways.items() if step % every == 0 else ():
+            guess = classifier.judge(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
             if back[way] is None and (guess == c.cpu()).double().mean() >= 0.5:
                 back[way] = step
         if None not in back.values():
