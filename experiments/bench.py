@@ -17,8 +17,6 @@ import train
 
 
 def main(argv, rounds=9):
-    import resource  # not on Windows
-
     _, settings = train.parse_args(argv)
     settings = dataclasses.replace(settings, forget=("0:1",), ddim_steps=1)
     shape = 1, 1 if settings.data == "fashion" else 3, settings.image_size, settings.image_size
@@ -43,8 +41,12 @@ def main(argv, rounds=9):
     print(f"{settings.batch_size} + {settings.batch_size} pictures, {train.environment(settings)}")
     for name, values in times.items():
         print(f"{name:<26}{1000 * np.median(values):10.1f} ms")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    memory = torch.cuda.max_memory_allocated() if settings.device == "cuda" else memory
+    if settings.device == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        import resource  # not on Windows
+
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"{'peak memory':<26}{memory / 2**30:10.2f} GiB")
 
 
