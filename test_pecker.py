@@ -694,7 +694,7 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
     assert {path.name for path in whole.iterdir()} == names
     assert all(set(read(whole / name)) - {"seconds"} == keys for name, keys in products.items())
     log = read(whole / "log.jsonl")
-    assert log[0]["stage"] == "estimate" and [*log[0]["seconds"]] == ["classifier", "teacher", "pecker", "evaluate"]
+    assert [*log[0]["seconds"]] == ["classifier", "teacher", "pecker", "evaluate"] and max(log[0]["seconds"].values()) < 60
     steps = {part: [line["step"] for line in log if "seconds_left" in line and line["stage"] == part] for part in train.PRODUCTS}
     assert steps == {"classifier": [*range(2, 45, 2), 45], "teacher": [*range(1, 22)], "pecker": [*range(1, 11)]}
     curve = [(line["step"], line["weights"]) for line in log if "weights" in line]
