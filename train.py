@@ -182,7 +182,8 @@ def parse_args(argv):
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
     command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
     first, last = COMMANDS[command]
-    free = {*[*PRODUCTS][first:last], *(("data", "run", "place") if first == 0 else ())}  # pretrain leaves PECKER's flags alone
+    # Groups of settings that this command decides; the others are its run folder's, so that pretrain leaves PECKER's flags alone.
+    decided = {*[*PRODUCTS][first:last], *(("data", "run", "place") if first == 0 else ())}
     for name, value in given.items():
         values, limits = value if isinstance(value, list) else [value], FIELDS[name].metadata["limits"]
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
@@ -190,7 +191,7 @@ def parse_args(argv):
         given[name] = tuple(value) if isinstance(value, list) else value
     given |= {"data": str(Path(given["data"]))} if "data" in given else {}  # the same with a slash at its end
     given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
-    for folder, ours in (given["out"], free), (given.get("teacher"), {"pecker", "run", "precision", "place"}):
+    for folder, ours in (given["out"], decided), (given.get("teacher"), {"pecker", "run", "precision", "place"}):
         if folder and (saved := read_settings(folder)):
             flags = saved["flags"].items()
             found |= {name: value for name, value in flags if GROUP_OF[name] not in ours or name in ("size", "data_dir")}
@@ -377,7 +378,7 @@ def frechet_distance(real, fake, sample_weights=None):
     sample_weights (N,): how much each real image counts, 0: not at all. ValueError with fewer images than features, where the
     covariance would be singular.
     """
-    w = torch.ones(len(real)) if sample_weights is None else sample_weights
+    w = torch.ones_like(real[:, 0]) if sample_weights is None else sample_weights
     real, fake, w = real[w > 0].double(), fake.double(), w[w > 0].double()
     if min(len(real), len(fake)) <= real.shape[1]:
         raise ValueError(f"{min(len(real), len(fake))} images are too few for {real.shape[1]} features: give more images")
@@ -437,7 +438,7 @@ def measure(data, classifier, real_features, pairs, net, labels, steps=None, see
         with contextlib.suppress(ValueError):
             return metric(*sets)
 
-    def frechet(drawn, asked):  # real classes count as often as they were asked for, (M,) labels
+    def frechet(drawn, asked):  # each real class counts as often as it is in the labels `asked`
         drawn_counts, counts = (c.bincount(minlength=len(data.classes)) for c in (asked, test_labels))
         return if_enough(frechet_distance, real_features, drawn, (drawn_counts / counts)[test_labels])
 
@@ -604,7 +605,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
 
     step() -> {name: loss} changes the parts {name: what has a state_dict}; nets are the product. look(done) -> log lines is
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
-    Without settings.out nothing is trained or written: {key: seconds that the stage would take}.
+    Without settings.out two steps are timed and nothing is written: {key: seconds that the stage would take}.
     """
 
     def cast_step():
