@@ -497,7 +497,7 @@ def read_settings(folder):
         given = {name: saved["flags"][name] for name in FIELDS}
         flags = {name: value if value is None else FIELDS[name].type(value) for name, value in given.items()}
         needed = {"classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
-        return saved | needed | {"flags": vars(Settings(**flags))}
+        return saved | needed | {"flags": flags}
 
 
 def load_product(folder, stage, settings, data):
@@ -730,8 +730,6 @@ def train_teacher(settings, data):
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
     # Warm-up and cosine. 0.11: torch divides by pct_start * total_steps - 1, which 0.1 would make zero for ten steps.
     lr_schedule = OneCycleLR(optimizer, settings.pretrain_lr, settings.pretrain_steps, pct_start=0.11, cycle_momentum=False)
-    counts = dict(zip(data.classes, data.labels.bincount(minlength=len(data.classes)).tolist()))
-    look = lambda done: [{"step": done, "labels": counts}]  # noqa: E731  who never saw a class cannot forget it
 
     def step():
         loss = noise_prediction_loss(net, noise_schedule, *data.batch(settings.pretrain_batch_size))
@@ -742,7 +740,7 @@ def train_teacher(settings, data):
 
     parts = {"net": net, "average": average, "optimizer": optimizer, "lr_schedule": lr_schedule}
     images, nets = settings.pretrain_batch_size, {"weights": average}
-    return train(settings, data, "teacher", settings.pretrain_steps, images, step, parts, nets, look)["weights"]
+    return train(settings, data, "teacher", settings.pretrain_steps, images, step, parts, nets)["weights"]
 
 
 def make_pecker(settings, data, teacher):

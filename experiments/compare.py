@@ -1,6 +1,6 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
-    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 50 runs, two to three minutes each
+    python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs, two to three minutes each
     python -m experiments.compare --methods "saliency, weight 1" "none, weight 1"       # some of them
     python -m experiments.compare --runs runs/job*                                      # reads finished run folders instead
 
