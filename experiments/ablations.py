@@ -6,14 +6,13 @@ Writes assets/ablation-NAME.png: a column a class, three rows by the average of 
 """
 
 import dataclasses
-from pathlib import Path
 
 import torch
 
 import train
 from experiments.relearn import make_parser
+from experiments.report import ROOT
 
-ASSETS = Path(__file__).parent.parent / "assets"
 VARIANTS = {
     "default": {}, "no-forgetting": dict(mask="none", forget_weight=0.0), "no-mask": dict(mask="none"), "xi-0.5": dict(xi=0.5),
     "random-mask": dict(mask="random"), "weight-1": dict(forget_weight=1.0), "sfd": dict(mask="none", forget_weight=0.01),
@@ -30,8 +29,7 @@ def main(argv):
         train.open_folder("unlearn", one, data)
         net = train.unlearn(one, data, classifier, teacher)["average"]
         rows = train.draw_pictures(net, data.fixed_noise(len(labels), seed=2), labels).unflatten(0, (3, -1))
-        train.save_picture(ASSETS / f"ablation-{name}.png", rows, [name, "", ""], data.classes)
-        print(f"assets/ablation-{name}.png", flush=True)
+        train.save_picture(ROOT / "assets" / f"ablation-{name}.png", rows, [name, "", ""], data.classes)
 
 
 if __name__ == "__main__":

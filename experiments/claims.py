@@ -9,7 +9,7 @@ import numpy as np
 from experiments.results import by_method
 
 # Of a figure: the claim, the sign of a difference that supports it, and how much worse would be no harm.
-CLAIMS = {"steps": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
+CLAIMS = {"steps": ("faster", -1, 0), "seconds": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
 CLAIMS |= {"retain_accuracy": ("no worse", 1, 0.01), "frechet_distance": ("no worse", -1, 0.1)}
 
 
@@ -54,21 +54,24 @@ def differences(found, key):
     """{control: [numbers]}: what the mask does beside each control, seed by seed."""
     rows, minus = by_method(found, key), {}
     for control in ("none, weight 1", "random, weight 1"):
-        masked, other = rows.get("saliency, weight 1", {}), rows.get(control, {})
-        pairs = [(masked[seed], other[seed]) for seed in sorted(masked.keys() & other.keys())]
+        pairs = [(rows.get("saliency, weight 1", {}).get(seed), other) for seed, other in rows.get(control, {}).items()]
         minus[control] = [a - b for a, b in pairs if None not in (a, b)]
     return minus
 
 
 def tested(found):
-    """[(figure, claim, control, mean ± interval, differences, p-value corrected for all, answer: p < 0.05, or in the margin)]."""
-    rows = [(key, control, values) for key in CLAIMS for control, values in differences(found, key).items() if len(values) > 1]
-    corrected, answers = holm([student(values)[2] for *_, values in rows]), []
-    for p, (key, control, values) in zip(corrected, rows):
+    """{(claim, control, figure): {data set and classes: (mean ± interval, p-value corrected for all of them, answer)}}.
+    The answer follows from p < 0.05 or from the margin; it is empty where neither tells."""
+    groups, rows = {}, {}
+    for one in found:
+        groups.setdefault(" ".join([one["flags"]["data"], *one["flags"]["forget"]]), []).append(one)
+    cells = [(name, key, *item) for key in CLAIMS for name, runs in groups.items() for item in differences(runs, key).items()]
+    cells = [cell for cell in cells if len(cell[3]) > 1]
+    for p, (name, key, control, values) in zip(holm([student(values)[2] for *_, values in cells]), cells):
         claim, sign, margin = CLAIMS[key]
         mean, half, _ = student(values)
         no_worse = margin and sign * mean - half > -margin
         better, worse = p < 0.05 and sign * mean > 0, p < 0.05 and sign * mean < 0
-        answer = "supported" if better or no_worse else "not supported" if worse else "cannot be told"
-        answers.append((key, claim, control, f"{mean:+.3g} ± {half:.2g}", values, p, answer))
-    return answers
+        answer = "supported" if better or no_worse else "not supported" if worse else ""
+        rows.setdefault((claim, control, key), {})[name] = (f"{mean:+.3g} ± {half:.2g}", p, answer)
+    return rows

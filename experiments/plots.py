@@ -4,7 +4,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from experiments.claims import student, tested
+from experiments.claims import differences, student
 from experiments.results import FIGURES, by_method, load
 
 GREY, COLOURS = "#808080", ("#d95f02", "#1b9e77", "#7570b3", "#e7298a")  # told apart by the colour-blind, too
@@ -72,7 +72,7 @@ def curves(found, data, key):
 
 
 def mask_differences(found, data):
-    rows = {f"beside {name}": values for key, _, name, _, values, *_ in tested(found) if key == "steps" and len(values) > 2}
+    rows = {f"beside {name}": values for name, values in differences(found, "steps").items() if len(values) > 2}
     return any(map(any, rows.values())) and dots(f"Steps to forget, {data}: saliency minus control", "steps", rows, 0, "equal")
 
 
@@ -108,7 +108,7 @@ def teacher(found, data):
 def pictures():
     """{name of a file in assets/: its text}."""
     made = {}
-    for data in ("shapes", "fashion", "cifar"):
+    for data in ("shapes", "fashion-sneaker", "fashion-trouser", "cifar"):
         found = load(data)
         made |= {f"{data}-{key}.svg": curves(found, data, key) for key in ("cover_share", "retain_accuracy")}
         makers = mask_differences, mask_overlaps, keep_ratios, relearning, teacher

@@ -74,11 +74,10 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
     return back
 
 
-def main(argv):
+def main(argv, limit=100):
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--images", type=int, default=100, help="pictures of the class to learn from (default: 100)")
-    parser.add_argument("--limit", type=int, default=100, help="steps to give up after (default: 100)")
     args = parser.parse_args(argv)
     settings, data, classifier, nets = load_networks(args.run)
     forgotten = torch.tensor(sorted(train.parse_pairs(settings.forget, data.classes)), device=settings.device)
@@ -89,13 +88,13 @@ def main(argv):
         for seed in range(args.seeds):
             torch.manual_seed(seed)
             some = torch.nonzero(members)[torch.randperm(int(members.sum()))[: args.images], 0]
-            some, *span = (~members, 20 * args.limit, 40) if "retained" in tuned else (some, args.limit, 2)
+            some, *span = (~members, 20 * limit, 40) if "retained" in tuned else (some, limit, 2)
             known = dataclasses.replace(data, images=data.images[some], labels=data.labels[some])
             back = steps_until_back(settings, known, classifier, nets[name], forgotten, tuned == "class embedding", *span)
             print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
             for way, values in row.items():
                 values.append(back[way])
-    found = {"images": args.images, "limit": args.limit, "rows": rows} | train.environment(settings)
+    found = {"images": args.images, "limit": limit, "rows": rows} | train.environment(settings)
     train.write_json(args.run / "relearn.json", found)
     print(report.relearning([{"relearn": found}]))
 

@@ -2,7 +2,7 @@
 
     python -m experiments.report        # a second; a test makes them again and compares, so that no figure can be typed
 
-What stands between <!-- NAME DATA --> and <!-- end --> is made by TABLES[NAME] from that data set; plots go to assets/.
+Between <!-- NAME PREFIX --> and <!-- end --> stands what TABLES[NAME] makes of the files with that prefix; plots go to assets/.
 """
 
 import re
@@ -16,8 +16,6 @@ ROOT = Path(__file__).parent.parent
 
 
 def markdown(head, rows):
-    if not rows:
-        return "*No such runs yet.*"
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -41,7 +39,7 @@ def main_job(found):
         rows.append([name, *("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)])
     rows.append(["minutes, without the curve", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in runs)])
     names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in runs]
-    return markdown(["generator (teacher)", *names], runs and rows)
+    return markdown(["generator (teacher)", *names], rows)
 
 
 def methods(found):
@@ -52,9 +50,14 @@ def methods(found):
 
 
 def claims(found):
-    """What the paper claims of the mask, beside no mask and a random one."""
-    rows = [(*words, len(values), f"{p:.2g}", answer) for *words, values, p, answer in tested(found)]
-    return markdown(["figure", "the mask is", "than", "mean ± 95 % interval", "seeds", "p, corrected", "answer"], rows)
+    """What the paper claims of the mask, beside no mask and a random one, on every data set."""
+    table, rows = tested(found), []
+    names = list(dict.fromkeys(name for cells in table.values() for name in cells))
+    for (claim, control, key), cells in table.items():
+        words = ["{}, p {:.2g}, {}".format(*cells[name]).removesuffix(", ") if name in cells else "" for name in names]
+        answer = " / ".join(sorted({answer for *_, answer in cells.values() if answer})) or "cannot be told"
+        rows.append([f"{claim} than {control}", key, *words, answer])
+    return markdown(["the mask is", "measure", *names, "answer"], rows)
 
 
 def relearning(found):
@@ -81,7 +84,7 @@ def pages():
     texts = {path: path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
     for path, text in texts.items():
         made = lambda found: f"{found[1]}\n{TABLES[found[2]](results.load(found[3]))}\n\n<!-- end -->"  # noqa: E731
-        text = re.sub(r"(<!-- (\w+) (\w+) -->\n).*?<!-- end -->", made, text, flags=re.DOTALL)
+        text = re.sub(r"(<!-- (\w+) ?([\w-]*) -->\n).*?<!-- end -->", made, text, flags=re.DOTALL)
         texts[path] = re.sub(r"(`(\w+)`\]\((?:../)?pecker.py#L)\d+", lambda found: f"{found[1]}{starts[found[2]]}", text)
     return texts
 

@@ -42,18 +42,19 @@ def read_runs(folders):
     return results
 
 
-def load(data):
-    """The results in experiments/results/ of a data set, in the order of their files."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
-    return [one for one in found if one["flags"]["data"].startswith(data)]
+def load(prefix):
+    """The results in experiments/results/ whose files' names begin so: data set, then classes, then method."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob(f"{prefix}*.json"))]
 
 
 def figure(result, key):
-    """A figure of the generator's average, or None. steps: until it has forgotten, all if it never has, which flatters it.
-    wobble: root mean square of the changes of the raw weights' Frechet distance from point to point, second half of the curve."""
+    """A figure of the generator's average, or None. steps: until it has forgotten, all if it never has, which flatters it;
+    seconds: what these took. wobble: root mean square of the changes of the raw weights' Frechet distance from point to point, second half of the curve."""
     curve, figures = result["curve"], result["figures"]["generator"]
     if key == "steps":
         return result["flags"]["steps"] if figures["steps_to_forget"] is None else figures["steps_to_forget"]
+    if key == "seconds":
+        return result["seconds"]["pecker"] * figure(result, "steps") / result["flags"]["steps"]
     if key == "wobble":
         late = [value for at, value in zip(curve["step"], curve["raw"]["frechet_distance"]) if at > curve["step"][-1] / 2]
         return None if None in late or len(late) < 2 else float(np.sqrt(np.mean(np.diff(late) ** 2)))
