@@ -3,13 +3,13 @@
 arXiv 2604.05634 ("the paper"). It puts the saliency mask of SalUn (2310.12508) on Score Forgetting Distillation
 (SFD, 2409.11219), which is Score identity Distillation (SiD, 2404.04057) with a changed label. Noise: DDPM (2006.11239).
 
-A frozen *teacher* can draw the class that must go. A *generator* learns to draw in one step what the teacher draws, but
+A frozen *teacher* can draw the class that must go. A *generator* learns to draw in one evaluation what the teacher draws, but
 a *cover* class wherever the forgotten class is asked for. A *fake score* network keeps up with what the generator draws.
 All three are the same network and start from the teacher's weights; no real image is needed.
 
 Algorithm 1, one iteration:
     1. draw labels: `retain` from the retained classes, `forget` from the forgotten ones; draw fresh noise
-    2. the generator draws images for both, in one step
+    2. the generator draws images for both, in one evaluation
     3. fake score: one Adam step on denoising those images                                          (Eq. 3)
     4. when due: saliency of the generator's weights for the forgotten class, and the mask from it  (Eq. 8-10)
     5. the generator draws fresh images; how far are they from what the teacher would draw?         (Eq. 4, 7)

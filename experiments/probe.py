@@ -5,7 +5,7 @@
 seeds: of 5,000 pictures at the (first) forgotten label, and leak: at retained labels, how many are called by that class?
 inversion: a vector in place of the label's embedding is optimised so that the classifier sees the class; in how many of 500
     pictures, from other noise, does a second classifier see it?
-real: real pictures of the class, noised to t_init and cleaned in one step at its label; the same with a retained class.
+real: real pictures of the class, noised to t_init and cleaned in one evaluation at its label; the same with a retained class.
 The run's main figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
 """
 
@@ -47,7 +47,7 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
 
 @torch.no_grad()
 def clean_real(net, schedule, classifier, data, label, t_init=440):
-    """Real test pictures of a class, noised to t_init and cleaned at its label in one step: how many are still called by it."""
+    """Real test pictures of a class, noised to t_init and cleaned at its label in one evaluation: how many are called by it."""
     x = train.to_float(data.test_images[data.test_labels == label])
     c, t = torch.full((len(x),), label, device=x.device), torch.full((len(x),), t_init, device=x.device)
     noisy = schedule.add_noise(x, t, data.fixed_noise(len(x), seed=6))

@@ -63,7 +63,7 @@ def claims(found):
 def relearning(found):
     tables = [one["relearn"]["rows"] for one in found if "relearn" in one]
     rows = [(*name.split("; "), in_words(row["ddim"]), in_words(row["one_step"])) for one in tables for name, row in one.items()]
-    return markdown(["network", "tuned", "steps until it is back, DDIM", "one step"], rows)
+    return markdown(["network", "tuned", "training steps until it is back, by DDIM", "in one evaluation"], rows)
 
 
 def probes(found):

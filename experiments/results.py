@@ -49,7 +49,7 @@ def load(prefix):
 
 def figure(result, key):
     """A figure of the generator's average, or None. steps: until it has forgotten, all if it never has, which flatters it;
-    seconds: what these took. wobble: root mean square of the changes of the raw weights' Frechet distance from point to point, second half of the curve."""
+    seconds: of these. wobble: root mean square change of the raw weights' Frechet distance a point, second half of the curve."""
     curve, figures = result["curve"], result["figures"]["generator"]
     if key == "steps":
         return result["flags"]["steps"] if figures["steps_to_forget"] is None else figures["steps_to_forget"]
