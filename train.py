@@ -42,8 +42,8 @@ from unet import UNet
 # The stages of a run, the file that each leaves and the networks in it.
 PRODUCTS = {"classifier": ("classifier.pt", "weights"), "teacher": ("teacher.pt", "weights")}
 PRODUCTS["pecker"] = ("generator.pt", "average", "raw")
-# A command runs these stages, from one to before another; it needs the product of each stage before.
-COMMANDS = {"all": (0, 3), "pretrain": (0, 2), "unlearn": (2, 3), "evaluate": (3, 3), "sample": (3, 3)}
+# A command runs this slice of the stages; it needs the product of each stage before.
+COMMANDS = {"all": slice(0, 3), "pretrain": slice(0, 2), "unlearn": slice(2, 3), "evaluate": slice(3, 3), "sample": slice(3, 3)}
 
 
 def flag(default, group, text, limits=None, **argparse_arguments):
@@ -148,10 +148,10 @@ def in_words(value):
 
 
 def make_parser():
-    """The fields of Settings as flags. None has a default here: what is not given comes from a run folder or the preset."""
+    """The fields of Settings as flags. What is not given is left out: it comes from a run folder or the preset."""
     rule = "\nDefaults below are those of shapes; PRESETS in train.py has those of the others. A folder of pictures has those of"
     rule += "\ncifar10, but its steps are multiplied by sqrt(pictures / 60000), and are 150 or more."
-    parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
     text = "all: the whole run (default); pretrain: classifier and teacher; unlearn: PECKER; evaluate: figures; sample: pictures"
@@ -170,7 +170,7 @@ def make_parser():
 def parse_args(argv):
     """The command line -> command, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
     or teacher; from the run folder, if the command does not run its stage; else from the preset. Both give size, data_dir."""
-    given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
+    given = vars(make_parser().parse_args(argv))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")
     if not there[device]:
@@ -180,24 +180,22 @@ def parse_args(argv):
         fail("--teacher needs --out, a run folder for what is made of it")
     if device == "cuda" and given.get("bf16") and not fast:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
-    command, found = given.pop("command"), {"data": "shapes", "bf16": fast}
-    first, last = COMMANDS[command]
+    command, found = given.pop("command"), {"data": "shapes", "size": "full" if device == "cuda" else "small", "bf16": fast}
     # Groups of settings that this command decides; the others are its run folder's, so that pretrain leaves PECKER's flags alone.
-    decided = {*[*PRODUCTS][first:last], *(("data", "run", "place") if first == 0 else ())}
+    decided = {*[*PRODUCTS][COMMANDS[command]], *(("data", "run", "place") if COMMANDS[command].start == 0 else ())}
     for name, value in given.items():
         values, limits = value if isinstance(value, list) else [value], FIELDS[name].metadata["limits"]
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
             fail(f"--{name.replace('_', '-')} must be in [{limits[0]}, {limits[1]}], not {in_words(values)}")
         given[name] = tuple(value) if isinstance(value, list) else value
     given |= {"data": str(Path(given["data"]))} if "data" in given else {}  # the same with a slash at its end
-    given["out"] = given.get("out") or Path("runs", Path(given.get("data", "shapes")).resolve().name)
+    given.setdefault("out", Path("runs", Path(given.get("data", "shapes")).resolve().name))
     for folder, ours in (given["out"], decided), (given.get("teacher"), {"pecker", "run", "precision", "place"}):
         if folder and (saved := read_settings(folder)):
             flags = saved["flags"].items()
             found |= {name: value for name, value in flags if GROUP_OF[name] not in ours or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
-    size = known.setdefault("size", "full" if device == "cuda" else "small")
-    preset = PRESETS.get(known["data"], PRESETS["cifar10"])[size]
+    preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
     if known["data"] not in PRESETS:  # fewer pictures need fewer steps
         pictures = sum(path.is_file() for path in Path(known["data"]).rglob("*"))
         share = math.sqrt(pictures / 60000)
@@ -249,10 +247,9 @@ def draw_shapes(per_class, seed, size=16):
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(COLOURS) * len(SHAPES)), per_class)
     vary = functools.partial(rng.uniform, size=(len(labels), 1, 1))
-    unit = size / 16
-    rows, columns = np.mgrid[:size, :size]
-    x, y = columns - vary(6.5 * unit, 8.5 * unit), rows - vary(6.5 * unit, 8.5 * unit)  # (N, size, size), from the centre
-    r = vary(5.0 * unit, 6.5 * unit)  # half the height of the shape
+    rows, columns = np.mgrid[:size, :size] * 16 / size  # a sixteenth of the picture is 1
+    x, y = columns - vary(6.5, 8.5), rows - vary(6.5, 8.5)  # (N, size, size), from the centre
+    r = vary(5.0, 6.5)  # half the height of the shape
     radius, across, along = np.hypot(x, y), abs(x), abs(y)
     distances = [  # of each pixel to the edge; it is covered where that is negative
         radius - r,
@@ -262,7 +259,7 @@ def draw_shapes(per_class, seed, size=16):
         np.maximum(y - 0.8 * r, 0.894 * across - 0.447 * (y + r)),
     ]
     distance = np.choose((labels % len(SHAPES))[:, None, None], distances)
-    covered = np.clip(0.5 - distance, 0, 1)[:, None]  # (N, 1, size, size)
+    covered = np.clip(0.5 - distance * size / 16, 0, 1)[:, None]  # (N, 1, size, size)
     colour = np.array(list(COLOURS.values()))[labels // len(SHAPES)] + rng.uniform(-0.1, 0.1, (len(labels), 3))
     background = rng.uniform(0.4, 0.6, (len(labels), 1, 1, 1))
     images = covered * colour[:, :, None, None] + (1 - covered) * background
@@ -283,11 +280,9 @@ def read_picture(path):
 
 
 def load_data(settings):
-    """The Data that the settings name, on their device; one channel if all pictures are grey.
-
-    Of a folder without train/ and test/ a random tenth is for testing.
-    """
+    """The Data that the settings name, on their device; one channel if all pictures are grey."""
     size, name = settings.image_size, settings.data
+    square = lambda one: resize(center_crop(pil_to_tensor(one), [min(one.size)]), [size, size], antialias=True)  # noqa: E731
     if name == "shapes":
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
         loaded = [draw_shapes(1000, 0, size), draw_shapes(200, 1, size)]
@@ -298,22 +293,19 @@ def load_data(settings):
                     if not packed.with_suffix("").exists():
                         torchvision.datasets.utils.extract_archive(str(packed))
                 source, *parts = SOURCES[name]
-                sets = [source(settings.data_dir, part, download=True) for part in parts]
+                sets = [source(settings.data_dir, part, transform=square, download=True) for part in parts]
+                classes = ["-".join(re.findall(r"[a-z0-9]+", one.lower())) for one in sets[0].classes]  # fit for files, flags
             else:
                 parts = [Path(name, "train"), Path(name, "test")]
                 parts = parts if all(part.is_dir() for part in parts) else [name]
-                sets = [torchvision.datasets.ImageFolder(part, loader=read_picture) for part in parts]
-            classes = list(sets[0].classes)
-            if len(classes) < 2 or classes != sets[-1].classes:
+                sets = [torchvision.datasets.ImageFolder(part, transform=square, loader=read_picture) for part in parts]
+                classes = sets[0].classes
+            if len(classes) < 2 or sets[0].classes != sets[-1].classes:
                 raise ValueError("it has only one class, or train and test have different classes")
-            if name in SOURCES:  # fit for files and flags
-                classes = ["-".join(re.findall(r"[a-z0-9]+", one.lower())) for one in classes]
-        square = lambda x: resize(center_crop(x, [min(x.shape[1:])]), [size, size], antialias=True)  # noqa: E731
-        pictures = [[(square(pil_to_tensor(picture)), label) for picture, label in part] for part in sets]
-        loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in pictures)]
+        loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in sets)]
         if all(torch.equal(images, images[:, :1].expand_as(images)) for images, _ in loaded):  # grey
             loaded = [(images[:, :1].contiguous(), labels) for images, labels in loaded]
-    if len(loaded) == 1:
+    if len(loaded) == 1:  # a folder without train/ and test/: a random tenth of each class is for testing
         [(images, labels)], rng = loaded, torch.Generator().manual_seed(0)
         members = [torch.nonzero(labels == label)[:, 0] for label in range(len(classes))]
         test = torch.cat([some[torch.randperm(len(some), generator=rng)[::10]] for some in members])
@@ -428,9 +420,9 @@ def measure(data, classifier, real_features, pairs, net, labels, steps=None, see
     features, probabilities = classifier.judge(draw_pictures(net, data.fixed_noise(len(labels), seed), labels, steps))
     guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
 
-    forgotten = torch.isin(labels, torch.tensor(list(pairs)))
     cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))])
-    retained_real = real_features[~torch.isin(test_labels, torch.tensor(list(pairs)))]
+    forgotten = cover_of[labels] != labels
+    retained_real = real_features[cover_of[test_labels] == test_labels]
     histogram = guess[forgotten].bincount(minlength=len(data.classes)) / forgotten.sum()
     share = lambda condition: condition.double().mean().item()  # noqa: E731
 
@@ -462,6 +454,7 @@ def measure(data, classifier, real_features, pairs, net, labels, steps=None, see
 
 # --- the run folder: settings.json, a product for each finished stage, resume.pt, log.jsonl, pictures ----------------
 
+
 def write(path, content):
     """Replace the file `path` by what content(file) writes, or leave it as it was: never half of it."""
     temporary, buffer = path.with_name(path.name + ".tmp"), io.BytesIO()
@@ -483,8 +476,7 @@ def environment(settings):
     with contextlib.suppress(OSError):  # there may be no git
         git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    threads = torch.get_num_threads()
-    return {"device": f"{settings.device} ({name})", "threads": threads, "versions": versions, "commit": commit}
+    return {"device": f"{settings.device} ({name})", "threads": torch.get_num_threads(), "versions": versions, "commit": commit}
 
 
 def read_settings(folder):
@@ -519,7 +511,7 @@ def open_folder(command, settings, data):
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
     home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
-    for product, (file, *_) in [*PRODUCTS.items()][: max(COMMANDS[command][0], 2 * bool(settings.teacher))]:
+    for product, (file, *_) in [*PRODUCTS.items()][: max(COMMANDS[command].start, 2 * bool(settings.teacher))]:
         path, earlier = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
         if not path.exists():
             fail(f"{path} is missing: run `python train.py {earlier}` for its folder to the end, or give another folder")
@@ -544,8 +536,7 @@ def open_folder(command, settings, data):
     if command in ("evaluate", "sample"):
         return
     out.mkdir(parents=True, exist_ok=True)
-    new = {"teacher_seed": seed, "flags": now, "classes": data.classes}
-    write_json(out / "settings.json", new | environment(settings))
+    write_json(out / "settings.json", {"teacher_seed": seed, "flags": now, "classes": data.classes} | environment(settings))
     for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
         write(out / name, lambda file: file.write((home / name).read_bytes()))
 
@@ -590,13 +581,12 @@ def on_signal(number, _):
         raise SystemExit(128 + number)
 
 
-def seconds_of(call, times):
+def seconds_of(settings, call, times):
     """How long so many calls will take, from the second: the first one also prepares what the others use."""
     for _ in range(2):
         begin = time.perf_counter()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        getattr(torch, settings.device).synchronize()
     return times * (time.perf_counter() - begin)
 
 
@@ -607,14 +597,10 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     Without settings.out two steps are timed and nothing is written: {key: seconds that the stage would take}.
     """
-
-    def cast_step():
-        # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
-        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
-            return step()
-
+    # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
+    step = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(step)
     if settings.out is None:
-        return dict.fromkeys(nets, seconds_of(cast_step, total) + seconds_of(lambda: look(0), len(looks)))
+        return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: look(0), len(looks)))
     if finished := load_product(settings.out, stage, settings, data):
         print(f"{stage}: finished", flush=True)
         return finished
@@ -637,13 +623,12 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         history.extend({"stage": stage} | line for line in lines)
         write_log(settings.out, earlier + history)
 
-    first = look(0) if done == 0 else ()
-    record(*first)  # also drops the lines after the step from which the run continues
-    log_every, last_save = max(1, total // 20), time.monotonic()
+    record(*(look(0) if done == 0 else ()))  # also drops the lines after the step from which the run continues
+    log_every, last_save, stop = max(1, total // 20), time.monotonic(), None
     stopping["looping"] = True
-    while done < total:
+    while done < total and not stop:
         begin, done = time.perf_counter(), done + 1
-        losses = cast_step()
+        losses = step()
         sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
         log_now = done % log_every == 0 or done == total
         save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
@@ -668,8 +653,6 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
             states |= dict(zip(progress, (stage, done, seconds, history, sums)))
             write(path, functools.partial(torch.save, states))
             last_save = time.monotonic()
-        if stop:
-            break
     stopping["looping"] = False
     if stopping["signal"]:  # also one that came while the last step was saved
         print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
@@ -794,10 +777,7 @@ def steps_to_forget(curve):
 
 
 def evaluate(settings, data, classifier, teacher, generators):
-    """Prints what was reached, and writes it: metrics.json, before_after.png; nothing, if there is one with another --images.
-
-    Returns the metrics, {network: {figure: value}}.
-    """
+    """Prints what was reached, and writes it: metrics.json, before_after.png; nothing, if there is one with another --images."""
     begin, pairs = time.perf_counter(), parse_pairs(settings.forget, data.classes)
     real_features, probabilities = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
@@ -806,10 +786,9 @@ def evaluate(settings, data, classifier, teacher, generators):
         images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
     judged = functools.partial(measure, data, classifier, real_features, pairs, labels=labels)
     metrics = {"teacher": judged(net=teacher, steps=settings.ddim_steps), "teacher_one_step": judged(net=teacher)}
-    metrics |= {"generator": judged(net=generators["average"]), "generator_raw": judged(net=generators["raw"])}
     for name, weights in {"generator": "average", "generator_raw": "raw"}.items():
         curve = [line for line in read_log(settings.out) if line.get("weights") == weights]
-        metrics[name]["steps_to_forget"] = steps_to_forget(curve)
+        metrics[name] = judged(net=generators[weights]) | {"steps_to_forget": steps_to_forget(curve)}
 
     accuracy = (probabilities.argmax(1) == data.test_labels.cpu()).double().mean().item()
     print(f"\n{settings.data}: forget {in_words(settings.forget)}; {len(labels)} images; classifier {accuracy:.4f} on real ones")
@@ -820,7 +799,7 @@ def evaluate(settings, data, classifier, teacher, generators):
             print(key.replace("_", " ").ljust(24) + "".join(f"{'-' if one is None else f'{one:.4g}':>18}" for one in values))
     if images != len(labels):
         print(f"{path} has another --images: nothing is written; delete it to replace it")
-        return metrics
+        return
 
     seconds = {stage: torch.load(settings.out / file, weights_only=True)["seconds"] for stage, (file, *_) in PRODUCTS.items()}
     seconds["evaluate"] = time.perf_counter() - begin
@@ -837,7 +816,6 @@ def evaluate(settings, data, classifier, teacher, generators):
     save_picture(settings.out / "before_after.png", rows, row_names, column_names)
     write_json(path, metrics)
     print(f"Results, pictures and log: {settings.out}")
-    return metrics
 
 
 def write_samples(settings, data, generators):
@@ -859,8 +837,7 @@ def write_samples(settings, data, generators):
 
 def estimate(command, settings, data):
     """Prints and logs how long the stages that are missing will take on this machine, from two steps on throwaway copies."""
-    first, last = COMMANDS[command]
-    stages = [stage for stage in [*PRODUCTS][first:last] if not (settings.out / PRODUCTS[stage][0]).exists()]
+    stages = [stage for stage in [*PRODUCTS][COMMANDS[command]] if not (settings.out / PRODUCTS[stage][0]).exists()]
     if not stages or (settings.out / "resume.pt").exists():
         return
     throwaway = dataclasses.replace(settings, out=None)
@@ -872,7 +849,7 @@ def estimate(command, settings, data):
         if command == "all":
             noise, c = data.fixed_noise(50, seed=0), torch.zeros(50, dtype=torch.long, device=settings.device)
             evaluations = settings.images * len(data.classes) * (settings.ddim_steps + 3)
-            seconds["evaluate"] = seconds_of(lambda: draw_pictures(net, noise, c), evaluations / len(c))
+            seconds["evaluate"] = seconds_of(settings, lambda: draw_pictures(net, noise, c), evaluations / len(c))
     seconds = {name: round(value, 1) for name, value in seconds.items()}
     words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
