@@ -4,6 +4,8 @@ A quantity T with Student's distribution is sqrt(n) tan(u), n degrees of freedom
 cos(u)^(n - 1): everything here rests on that integral. Paired t-test: Student 1908. Holm's correction: Holm 1979.
 """
 
+import functools
+
 import numpy as np
 
 from experiments.results import by_method
@@ -11,12 +13,13 @@ from experiments.results import by_method
 # Of a figure: the claim, the sign of a difference that supports it, and how much worse would be no harm.
 CLAIMS = {"steps": ("faster", -1, 0), "seconds": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
 CLAIMS |= {"retain_accuracy": ("no worse", 1, 0.01), "frechet_distance": ("no worse", -1, 0.1)}
+digits = functools.partial(np.format_float_positional, fractional=False, trim="-")  # a number with so many digits, in words
 
 
 def student(values):
     """Of at least two numbers: mean, half of its 95 % interval, two-sided p-value of its being zero (all equal: sign test)."""
     n, mean, error = len(values) - 1, float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
-    if error == 0:
+    if error < 1e-12:  # rounding
         return mean, 0.0, 0.5**n if mean else 1.0
     u = np.linspace(0, np.pi / 2, 20001)
     density = np.cos(u) ** (n - 1)
@@ -27,19 +30,17 @@ def student(values):
 
 def holm(p_values):
     """[p-value] -> [p-value that may be read as if it were the only one]."""
-    corrected, highest = list(p_values), 0.0
-    for i, at in enumerate(np.argsort(p_values)):
-        highest = max(highest, min(1.0, (len(p_values) - i) * p_values[at]))
-        corrected[at] = highest
-    return corrected
+    order, corrected = np.argsort(p_values), np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(np.sort(p_values) * np.arange(len(order), 0, -1)).clip(max=1)
+    return corrected.tolist()
 
 
 def in_words(values):
     """[number or None] -> "mean ± standard deviation" of those that are there, and how many these are, if not all."""
     there = [value for value in values if value is not None]
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
-    spread = f" ± {np.std(there, ddof=1):.2g}" if len(there) > 1 else ""
-    return f"{np.mean(there):.3g}{spread}{missing}" if there else "-"
+    spread = f" ± {digits(np.std(there, ddof=1).round(12), 2)}" if len(there) > 1 else ""
+    return f"{digits(np.mean(there), 3)}{spread}{missing}" if there else "-"
 
 
 def share_in_words(count, total):
@@ -51,12 +52,12 @@ def share_in_words(count, total):
 
 
 def differences(found, key):
-    """{control: [numbers]}: what the mask does beside each control, seed by seed."""
+    """{control: [numbers]}: what the mask does beside each control, seed by seed, if there are two or more."""
     rows, minus = by_method(found, key), {}
     for control in ("none, weight 1", "random, weight 1"):
         pairs = [(rows.get("saliency, weight 1", {}).get(seed), other) for seed, other in rows.get(control, {}).items()]
         minus[control] = [a - b for a, b in pairs if None not in (a, b)]
-    return minus
+    return {control: values for control, values in minus.items() if len(values) > 1}
 
 
 def tested(found):
@@ -66,12 +67,11 @@ def tested(found):
     for one in found:
         groups.setdefault(" ".join([one["flags"]["data"], *one["flags"]["forget"]]), []).append(one)
     cells = [(name, key, *item) for key in CLAIMS for name, runs in groups.items() for item in differences(runs, key).items()]
-    cells = [cell for cell in cells if len(cell[3]) > 1]
     for p, (name, key, control, values) in zip(holm([student(values)[2] for *_, values in cells]), cells):
         claim, sign, margin = CLAIMS[key]
         mean, half, _ = student(values)
         no_worse = margin and sign * mean - half > -margin
         better, worse = p < 0.05 and sign * mean > 0, p < 0.05 and sign * mean < 0
         answer = "supported" if better or no_worse else "not supported" if worse else ""
-        rows.setdefault((claim, control, key), {})[name] = (f"{mean:+.3g} ± {half:.2g}", p, answer)
+        rows.setdefault((claim, control, key), {})[name] = (f"{digits(mean, 3, sign=True)} ± {digits(half, 2)}", p, answer)
     return rows
