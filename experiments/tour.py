@@ -39,7 +39,7 @@ def main(teacher_steps=1000, pecker_steps=150):
         if step % 100 == 0:
             print(f"teacher, step {step}: error of the predicted noise {loss.item():.3f}", flush=True)
 
-    # The generator starts as the teacher and learns to draw in one evaluation what the teacher draws in many, without pictures.
+    # The generator starts as the teacher and learns to draw in one evaluation what that draws in many, without real pictures.
     # Asked for a red disc it is judged by what the teacher knows of blue discs; that moves only the weights that matter most.
     pecker = Pecker(
         teacher, schedule, pairs={RED_DISC: BLUE_DISC}, num_classes=10, image_shape=(3, 16, 16), batch_size=32,
