@@ -466,8 +466,10 @@ def write(path, content):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path, content):
-    write(path, lambda file: file.write((json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n").encode()))
+def write_json(path, *values, indent=1):
+    """A file of one value, or without `indent` of any number, one a line."""
+    lines = [json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n" for value in values]
+    write(path, lambda file: file.write("".join(lines).encode()))
 
 
 def environment(settings):
@@ -548,11 +550,6 @@ def read_log(folder):
         return [{"stage": line["stage"]} | line for line in map(json.loads, lines)]
 
 
-def write_log(folder, lines):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write(folder / "log.jsonl", lambda file: file.write(text.encode()))
-
-
 def save_picture(path, rows, row_names, column_names):
     """rows (R, K, C, S, S) uint8 -> a PNG with a name above each of the K columns and before each of the R rows."""
     size, longest = rows.shape[-1], max(map(len, column_names))
@@ -621,7 +618,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
 
     def record(*lines):
         history.extend({"stage": stage} | line for line in lines)
-        write_log(settings.out, earlier + history)
+        write_json(settings.out / "log.jsonl", *earlier, *history, indent=None)
 
     record(*(look(0) if done == 0 else ()))  # also drops the lines after the step from which the run continues
     log_every, last_save, stop = max(1, total // 20), time.monotonic(), None
@@ -845,16 +842,14 @@ def estimate(command, settings, data):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
         calls["pecker"] = lambda: unlearn(throwaway, data, classifier, net)["raw"]
-        seconds = {stage: calls[stage]() for stage in stages}
+        seconds = {stage: round(calls[stage](), 1) for stage in stages}
         if command == "all":
-            noise, c = data.fixed_noise(50, seed=0), torch.zeros(50, dtype=torch.long, device=settings.device)
-            evaluations = settings.images * len(data.classes) * (settings.ddim_steps + 3)
-            seconds["evaluate"] = seconds_of(settings, lambda: draw_pictures(net, noise, c), evaluations / len(c))
-    seconds = {name: round(value, 1) for name, value in seconds.items()}
+            batches = settings.images * len(data.classes) * (settings.ddim_steps + 3) / 50
+            seconds["evaluate"] = round(seconds_of(settings, lambda: draw_pictures(net, *data.batch(50)), batches), 1)
     words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
     earlier = [line for line in read_log(settings.out) if line["stage"] != "estimate"]
-    write_log(settings.out, [*earlier, {"stage": "estimate", "seconds": seconds}])
+    write_json(settings.out / "log.jsonl", *earlier, {"stage": "estimate", "seconds": seconds}, indent=None)
 
 
 def load_run(folder, device=None):
