@@ -55,7 +55,7 @@ def flag(default, group, text, limits=None, **argparse_arguments):
 class Settings:
     """The defaults are for shapes and two CPU cores; the paper's or SFD's where a flag means the same at every scale."""
 
-    data: str = flag("shapes", "data", "shapes, fashion, cifar10, stl10, or a folder of pictures")
+    data: str = flag("shapes", "data", "shapes, fashion, cifar10, stl10, or a folder of pictures", type=lambda at: str(Path(at)))
     size: str = flag(None, "data", "small: two CPU cores; full: a CUDA GPU (default: full on CUDA)", choices=("small", "full"))
     image_size: int = flag(16, "data", "pixels a side", (4, 1024))
     flip: bool = flag(None, "data", "train also on mirror images; not for letters or digits (default: if there are colours)")
@@ -124,6 +124,7 @@ PRESETS = {
     },
 }
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+SHARED = ("data", "classifier", "teacher")  # groups of settings that go with a teacher from one run folder to another
 GROUP_OF = {name: field.metadata["group"] for name, field in FIELDS.items()}
 
 
@@ -163,7 +164,7 @@ def make_parser():
             text += f" (default: {in_words(field.default)})"
         kind = (int if limits else str) if field.type is tuple else field.type
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
-        groups[group].add_argument("--" + name.replace("_", "-"), help=text, **how, **more)
+        groups[group].add_argument("--" + name.replace("_", "-"), help=text, **how | more)
     return parser
 
 
@@ -187,13 +188,11 @@ def parse_args(argv):
         values, limits = value if isinstance(value, list) else [value], FIELDS[name].metadata["limits"]
         if limits and not all(limits[0] <= one <= limits[1] for one in values):  # refuses NaN too
             fail(f"--{name.replace('_', '-')} must be in [{limits[0]}, {limits[1]}], not {in_words(values)}")
-        given[name] = tuple(value) if isinstance(value, list) else value
-    given |= {"data": str(Path(given["data"]))} if "data" in given else {}  # the same with a slash at its end
+        given[name] = FIELDS[name].type(value)
     given.setdefault("out", Path("runs", Path(given.get("data", "shapes")).resolve().name))
-    for folder, ours in (given["out"], decided), (given.get("teacher"), {"pecker", "run", "precision", "place"}):
-        if folder and (saved := read_settings(folder)):
-            flags = saved["flags"].items()
-            found |= {name: value for name, value in flags if GROUP_OF[name] not in ours or name in ("size", "data_dir")}
+    for folder, groups in (given["out"], {*GROUP_OF.values()} - decided), (given.get("teacher"), SHARED):
+        flags = read_settings(folder)["flags"].items()
+        found |= {name: value for name, value in flags if GROUP_OF[name] in groups or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
     if known["data"] not in PRESETS:  # fewer pictures need fewer steps
@@ -482,16 +481,15 @@ def environment(settings):
 
 
 def read_settings(folder):
-    """What settings.json says, with its flags as Settings has them, or None if there is no run in the folder."""
-    path = Path(folder, "settings.json")
+    """What settings.json says, with its flags as Settings has them; no flags if there is no folder, or no run in it."""
+    if folder is None or not any(folder.glob("*.pt")) and not (folder / "settings.json").exists():
+        return {"flags": {}}
+    path = folder / "settings.json"
     with explained(path, "it is damaged or of another version: give another --out"):
-        if not path.exists() and not any(Path(folder).glob("*.pt")):
-            return None
         saved = json.loads(path.read_text(encoding="utf-8"))
-        given = {name: saved["flags"][name] for name in FIELDS}
-        flags = {name: value if value is None else FIELDS[name].type(value) for name, value in given.items()}
-        needed = {"classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
-        return saved | needed | {"flags": flags}
+        values = {name: saved["flags"][name] for name in FIELDS}
+        flags = {name: value if value is None else FIELDS[name].type(value) for name, value in values.items()}
+        return {"flags": flags, "classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
 
 
 def load_product(folder, stage, settings, data):
@@ -512,35 +510,30 @@ def open_folder(command, settings, data):
     """Refuse what does not fit; then make the run folder, whole by itself: with classifier and teacher of --teacher."""
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
-    home, out, now = settings.teacher or settings.out, settings.out, vars(settings)
-    for product, (file, *_) in [*PRODUCTS.items()][: max(COMMANDS[command].start, 2 * bool(settings.teacher))]:
-        path, earlier = (out / file, "unlearn") if product == "pecker" else (home / file, "pretrain")
-        if not path.exists():
-            fail(f"{path} is missing: run `python train.py {earlier}` for its folder to the end, or give another folder")
-        if (out / file).exists() and (out / file).read_bytes() != path.read_bytes():
-            fail(f"{out} was made from another {product} than {path}: leave --teacher out, or give another --out")
+    home, out, now, seed = settings.teacher or settings.out, settings.out, vars(settings), settings.seed
     # A group of settings that is named like a stage binds from the stage's first file on; "place" never does.
     begun = [*PRODUCTS][: sum((out / file).exists() for file, *_ in PRODUCTS.values()) + (out / "resume.pt").exists()]
-    binding = {settings.teacher: ("data", "classifier", "teacher")} if settings.teacher else {}
-    binding |= {out: ("data", "run", "precision", *begun)} if begun else {}
-    seed = settings.seed
-    for folder, groups in binding.items():
+    for folder, groups in (settings.teacher, SHARED), (out if begun else None, ("data", "run", "precision", *begun)):
         found = read_settings(folder)
-        seed = found["teacher_seed"]
+        seed = found.get("teacher_seed", seed)
         was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
         words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
-        words += [f"the classes {', '.join(found['classes'])}"] if found["classes"] != data.classes else []
+        words += [f"the classes {', '.join(found['classes'])}"] if found.get("classes", data.classes) != data.classes else []
         if words:
             fail(f"{folder} was made with {', '.join(words)}: give the same to continue, or another --out for a new run")
-        for product in PRODUCTS:
-            load_product(folder, product, settings, data)
+    needed = [*PRODUCTS][: max(COMMANDS[command].start, 2 * bool(settings.teacher))]
+    for stage, (file, *_) in PRODUCTS.items():
+        folder, earlier = (out, "unlearn") if stage == "pecker" else (home, "pretrain")
+        if not load_product(folder, stage, settings, data) and stage in needed:
+            fail(f"{folder / file} is missing: run `python train.py {earlier}` for its folder to the end, or give another folder")
+        if (out / file).exists() and (out / file).read_bytes() != (folder / file).read_bytes():
+            fail(f"{out} was made from another {stage} than {folder / file}: leave --teacher out, or give another --out")
     read_log(out)
-    if command in ("evaluate", "sample"):
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "settings.json", {"teacher_seed": seed, "flags": now, "classes": data.classes} | environment(settings))
-    for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
-        write(out / name, lambda file: file.write((home / name).read_bytes()))
+    if command not in ("evaluate", "sample"):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "settings.json", {"teacher_seed": seed, "flags": now, "classes": data.classes} | environment(settings))
+        for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
+            write(out / name, lambda file: file.write((home / name).read_bytes()))
 
 
 def read_log(folder):
