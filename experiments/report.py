@@ -19,26 +19,21 @@ def markdown(head, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def default_runs(found):
-    """The runs of train.py itself, as `python train.py` does them, or with more --steps."""
-    return [one for one in found if "compared" not in one and one["method"].startswith("saliency, weight")]
-
-
 def result(found):
-    figures = default_runs(found)[0]["figures"]
+    figures = found[0]["figures"]
     keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
     rows = [(FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))) for key in keys]
     return markdown(["", "before", "after"], rows)
 
 
 def main_job(found):
-    """The default runs: the generator's figures, in brackets the teacher's."""
-    runs, rows = default_runs(found), []
+    """A column a run: the generator's figures, in brackets the teacher's."""
+    rows = []
     for key, name in FIGURES.items():
-        both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for one in runs]
+        both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for one in found]
         rows.append([name, *("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)])
-    rows.append(["minutes, without the curve", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in runs)])
-    names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in runs]
+    rows.append(["minutes, without the curve", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in found)])
+    names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in found]
     return markdown(["generator (teacher)", *names], rows)
 
 

@@ -43,7 +43,7 @@ def read_runs(folders):
 
 
 def load(prefix):
-    """The results in experiments/results/ whose files' names begin so: data set, then classes, then method."""
+    """The results in experiments/results/ whose files' names begin so: data set, classes, compare or teacher, method."""
     return [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob(f"{prefix}*.json"))]
 
 
