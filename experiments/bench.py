@@ -8,7 +8,6 @@ Prints medians. The networks are untrained, and no pictures are needed: --data c
 
 import dataclasses
 import sys
-import time
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch
 import train
 
 
-def main(argv, rounds=9):
+def main(argv, rounds=5):
     _, settings = train.parse_args(argv)
     settings = dataclasses.replace(settings, forget=("0:1",), ddim_steps=1)
     shape = 1, 1 if settings.data == "fashion" else 3, settings.image_size, settings.image_size
@@ -30,17 +29,10 @@ def main(argv, rounds=9):
         "  step 4, mask": pecker.make_mask,
         "  steps 5-6, generator": lambda: pecker.update_generator(retain, forget),
     }
-    wait, times = getattr(torch, settings.device).synchronize, {name: [] for name in timed}
-    for name, call in [*timed.items()] * rounds:
-        wait()
-        begin = time.perf_counter()
-        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False):
-            call()
-        wait()
-        times[name].append(time.perf_counter() - begin)
     print(f"{settings.batch_size} + {settings.batch_size} pictures, {train.environment(settings)}")
-    for name, values in times.items():
-        print(f"{name:<26}{1000 * np.median(values):10.1f} ms")
+    for name, call in timed.items():
+        call = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(call)
+        print(f"{name:<26}{1000 * np.median([train.seconds_of(settings, call, 1) for _ in range(rounds)]):10.1f} ms")
     if settings.device == "cuda":
         memory = torch.cuda.max_memory_allocated()
     else:
