@@ -6,7 +6,6 @@
 Prints medians. The networks are untrained, and no pictures are needed: --data chooses a preset. SFD is all but step 4.
 """
 
-import dataclasses
 import sys
 
 import numpy as np
@@ -16,8 +15,7 @@ import train
 
 
 def main(argv, rounds=5):
-    _, settings = train.parse_args(argv)
-    settings = dataclasses.replace(settings, forget=("0:1",), ddim_steps=1)
+    _, settings = train.parse_args([*argv, "--forget", "0:1", "--ddim-steps", "1"])
     shape = 1, 1 if settings.data == "fashion" else 3, settings.image_size, settings.image_size
     images = torch.zeros(shape, dtype=torch.uint8, device=settings.device)
     data = train.Data([f"class{label}" for label in range(10)], images, None, None, None)
