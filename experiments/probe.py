@@ -21,9 +21,9 @@ from experiments.relearn import load_networks, make_parser
 from pecker import NoiseSchedule, generate
 
 
-def share_called(classifier, pictures, label):
-    """Of the pictures (N, C, S, S) uint8, how many are called `label`: (count, of how many)."""
-    guess = classifier.judge(pictures)[1].argmax(1)
+def share_called(classifier, label, net, noise, c, steps=None):
+    """Of the pictures that a network draws from this noise at the labels c (N,), how many are called `label`: (count, N)."""
+    guess = classifier.judge(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
     return int((guess == label).sum()), len(guess)
 
 
@@ -36,7 +36,7 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
     c, reached = torch.full((500,), label, device=embedding.device), {}
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
-            reached[step] = share_called(judge, train.draw_pictures(net, data.fixed_noise(500, 5), c), label)
+            reached[step] = share_called(judge, label, net, data.fixed_noise(500, seed=5), c)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         optimizer.zero_grad()
@@ -45,14 +45,11 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
     return reached
 
 
-@torch.no_grad()
-def clean_real(net, schedule, classifier, data, label, t_init=440):
+def clean_real(net, schedule, classifier, data, label):
     """Real test pictures of a class, noised to t_init and cleaned at its label in one evaluation: how many are called by it."""
     x = train.to_float(data.test_images[data.test_labels == label])
-    c, t = torch.full((len(x),), label, device=x.device), torch.full((len(x),), t_init, device=x.device)
-    noisy = schedule.add_noise(x, t, data.fixed_noise(len(x), seed=6))
-    cleaned = [schedule.predict_x0(*some[:2], net(*some)) for some in zip(noisy.split(250), t.split(250), c.split(250))]
-    return share_called(classifier, train.to_uint8(torch.cat(cleaned)), label)
+    noise = data.fixed_noise(len(x), seed=6) + schedule.alpha[440] / schedule.sigma[440] * x  # sigma times this: x, noised
+    return share_called(classifier, label, net, noise, torch.full((len(x),), label, device=x.device))
 
 
 def main(argv, count=5000):
@@ -70,8 +67,8 @@ def main(argv, count=5000):
         steps = settings.ddim_steps if "teacher" in name else None
         torch.manual_seed(0)
         found[name] = {
-            "seeds": share_called(classifier, train.draw_pictures(net, noise, c, steps), label),
-            "leak": share_called(classifier, train.draw_pictures(net, noise, others, steps), label),
+            "seeds": share_called(classifier, label, net, noise, c, steps),
+            "leak": share_called(classifier, label, net, noise, others, steps),
             "inversion": invert(net, schedule, classifier, judge, data, label),
             "real": clean_real(net, schedule, classifier, data, label),
             "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
