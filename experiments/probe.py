@@ -39,8 +39,7 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
             reached[step] = share_called(judge, label, net, data.fixed_noise(500, seed=5), c)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
-        optimizer.zero_grad()
-        loss.backward()
+        (embedding.grad,) = torch.autograd.grad(loss, [embedding])
         optimizer.step()
     return reached
 
