@@ -5,12 +5,10 @@
 Writes assets/ablation-NAME.png: a column a class, three rows by the average of the generator.
 """
 
-import dataclasses
-
 import torch
 
 import train
-from experiments.relearn import make_parser
+from experiments.relearn import make_parser, open_run
 from experiments.report import ROOT
 
 VARIANTS = {
@@ -25,8 +23,7 @@ def main(argv):
     settings, data, classifier, teacher, _ = train.load_run(args.run)
     labels = torch.arange(len(data.classes), device=settings.device).repeat(3)
     for name, flags in VARIANTS.items():
-        one = dataclasses.replace(settings, **flags, teacher=args.run, out=args.run / "ablations" / name)
-        train.open_folder("unlearn", one, data)
+        one = open_run(settings, data, args.run / "ablations" / name, **flags, teacher=args.run)
         net = train.unlearn(one, data, classifier, teacher)["average"]
         rows = train.draw_pictures(net, data.fixed_noise(len(labels), seed=2), labels).unflatten(0, (3, -1))
         train.save_picture(ROOT / "assets" / f"ablation-{name}.png", rows, [name, "", ""], data.classes)

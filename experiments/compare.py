@@ -7,14 +7,13 @@
 Each run is an ordinary run folder below --out, with metrics.json; the same command continues where it stopped.
 """
 
-import dataclasses
 from pathlib import Path
 
 import torch
 
 import train
 from experiments import report, results
-from experiments.relearn import copy_cover_rows, make_parser
+from experiments.relearn import copy_cover_rows, make_parser, open_run
 from pecker import noise_prediction_loss, saliency_mask, sample_ddim
 
 METHODS = {f"{mask}, weight 1": dict(mask=mask, forget_weight=1.0) for mask in ("saliency", "random", "none")}
@@ -69,8 +68,7 @@ def main(argv):
         settings, data, classifier, teacher, _ = train.load_run(args.run)
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
             folders.append(args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}")
-            one = dataclasses.replace(settings, **METHODS[name], seed=seed, teacher=args.run, out=folders[-1])
-            train.open_folder("unlearn", one, data)  # refuses a folder of other flags or another teacher
+            one = open_run(settings, data, folders[-1], **METHODS[name], seed=seed, teacher=args.run)
             if not (one.out / "metrics.json").exists():
                 print(f"\n{name}, seed {seed}", flush=True)
                 run_one(one, data, classifier, teacher, name)

@@ -10,14 +10,13 @@ The run's main figures are judged by the second classifier, too. In seeds and le
 """
 
 import copy
-import dataclasses
 
 import torch
 from torch.nn import functional as F
 
 import train
 from experiments import report
-from experiments.relearn import load_networks, make_parser
+from experiments.relearn import load_networks, make_parser, open_run
 from pecker import NoiseSchedule, generate
 
 
@@ -55,8 +54,7 @@ def main(argv, count=5000):
     args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, nets = load_networks(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
-    second = dataclasses.replace(settings, seed=settings.seed + 1000, teacher=None, out=args.run / "probe")
-    train.open_folder("pretrain", second, data)
+    second = open_run(settings, data, args.run / "probe", seed=settings.seed + 1000, teacher=None)
     judge = train.train_classifier(second, data)
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)

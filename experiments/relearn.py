@@ -26,6 +26,13 @@ def make_parser(text):
     return parser
 
 
+def open_run(settings, data, folder, **flags):
+    """The settings of a run with other flags in this folder; refuses one of yet other flags or another teacher."""
+    settings = dataclasses.replace(settings, **flags, out=folder)
+    train.open_folder("unlearn" if settings.teacher else "pretrain", settings, data)
+    return settings
+
+
 def copy_cover_rows(net, pairs):
     """The trivial baseline: the forgotten label's row of the class embedding becomes the cover's. No training at all."""
     net = copy.deepcopy(net)
@@ -39,14 +46,12 @@ def load_networks(folder):
     row and a teacher that was trained without the class, both from folders below the run's own."""
     settings, data, classifier, teacher, generators = train.load_run(folder)
     pairs = train.parse_pairs(settings.forget, data.classes)
-    plain = dataclasses.replace(settings, mask="none", forget_weight=0.0, teacher=folder, out=folder / "relearn" / "plain")
-    train.open_folder("unlearn", plain, data)
+    plain = open_run(settings, data, folder / "relearn" / "plain", mask="none", forget_weight=0.0, teacher=folder)
     copied = copy_cover_rows(train.unlearn(plain, data, classifier, teacher)["average"], pairs)
     seed = train.read_settings(folder)["teacher_seed"]  # so that nothing but the class is missing
-    without = dataclasses.replace(settings, seed=seed, teacher=None, out=folder / "relearn" / "retrained")
     known = ~torch.isin(data.labels, torch.tensor([*pairs], device=data.labels.device))
     known = dataclasses.replace(data, images=data.images[known], labels=data.labels[known])
-    train.open_folder("pretrain", without, known)
+    without = open_run(settings, known, folder / "relearn" / "retrained", seed=seed, teacher=None)
     nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": train.train_teacher(without, known)}
     return settings, data, classifier, nets | {"copied row": copied}
 
