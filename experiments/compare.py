@@ -42,21 +42,6 @@ def describe_masks(pecker):
     return found
 
 
-def run_one(settings, data, classifier, teacher, name):
-    """An ordinary run, unlearn and evaluate, in settings.out; what is known besides goes into extra.json there."""
-    nets, extra = train.unlearn(settings, data, classifier, teacher), {"compared": True}
-    if name == "copied row":
-        extra["method"], pairs = name, train.parse_pairs(settings.forget, data.classes)
-        nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}  # generator.pt stays as it was trained
-    if name == "saliency, weight 1":
-        torch.manual_seed(settings.seed)
-        pecker = train.make_pecker(settings, data, teacher)
-        pecker.generator.load_state_dict(nets["raw"].state_dict())
-        extra["masks"] = describe_masks(pecker)
-    train.write_json(settings.out / "extra.json", extra)
-    train.evaluate(settings, data, classifier, teacher, nets)
-
-
 def main(argv):
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare")
@@ -69,9 +54,20 @@ def main(argv):
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
             folders.append(args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}")
             one = open_run(settings, data, folders[-1], **METHODS[name], seed=seed, teacher=args.run)
-            if not (one.out / "metrics.json").exists():
-                print(f"\n{name}, seed {seed}", flush=True)
-                run_one(one, data, classifier, teacher, name)
+            if (one.out / "metrics.json").exists():
+                continue
+            print(f"\n{name}, seed {seed}", flush=True)
+            nets, extra = train.unlearn(one, data, classifier, teacher), {"compared": True}
+            if name == "copied row":
+                extra["method"], pairs = name, train.parse_pairs(one.forget, data.classes)
+                nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}  # generator.pt stays as it was trained
+            if name == "saliency, weight 1":
+                torch.manual_seed(seed)
+                pecker = train.make_pecker(one, data, teacher)
+                pecker.generator.load_state_dict(nets["raw"].state_dict())
+                extra["masks"] = describe_masks(pecker)
+            train.write_json(one.out / "extra.json", extra)  # what is known besides the figures of an ordinary run
+            train.evaluate(one, data, classifier, teacher, nets)
     found = [one | {"compared": True} for one in results.read_runs(args.runs or folders)]
     print("", report.methods(found), "", report.claims(found), sep="\n")
 
