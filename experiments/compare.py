@@ -43,9 +43,7 @@ def describe_masks(pecker):
 
 
 def main(argv):
-    parser = make_parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: 5)")
+    parser = make_parser(__doc__, out=Path("runs/compare"), seeds=5)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="read finished runs, run nothing")
     args, folders = parser.parse_args(argv), []

@@ -3,8 +3,8 @@
     python -m experiments.relearn --run runs/shapes --seeds 3      # about an hour on two CPU cores
 
 Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
-Ways: all weights, or only the class embedding, on pictures of the class; all weights on retained pictures, 20 times as long. The
-class is back when the classifier sees it in half of 50 pictures at its label.
+Ways: all weights, or only the class embedding, on so many pictures of the class (--images); all weights on retained pictures, 20
+times as long. The class is back when the classifier sees it in half of 50 pictures at its label.
 """
 
 import argparse
@@ -20,9 +20,11 @@ from experiments import report
 from pecker import NoiseSchedule, noise_prediction_loss
 
 
-def make_parser(text):
+def make_parser(text, **defaults):
+    """The flags --run, a finished run folder, and those of `defaults`, of their types; the text says what they mean."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of a finished run (default: runs/shapes)")
+    for name, default in {"run": Path("runs/shapes"), **defaults}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help="(default: %(default)s)")
     return parser
 
 
@@ -80,10 +82,7 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
 
 
 def main(argv, limit=100):
-    parser = make_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
-    parser.add_argument("--images", type=int, default=100, help="pictures of the class to learn from (default: 100)")
-    args = parser.parse_args(argv)
+    args = make_parser(__doc__, seeds=3, images=100).parse_args(argv)
     settings, data, classifier, nets = load_networks(args.run)
     forgotten = torch.tensor(sorted(train.parse_pairs(settings.forget, data.classes)), device=settings.device)
     members, rows = torch.isin(data.labels, forgotten), {}
