@@ -86,18 +86,16 @@ def main(argv, limit=100):
     settings, data, classifier, nets = load_networks(args.run)
     forgotten = torch.tensor(sorted(train.parse_pairs(settings.forget, data.classes)), device=settings.device)
     members, rows = torch.isin(data.labels, forgotten), {}
-    ways = "all weights", "class embedding", "all, retained images"
-    for name, tuned in itertools.product(("PECKER", "copied row", "retrained teacher"), ways):
-        row = rows[f"{name}; {tuned}"] = {"ddim": [], "one_step": []}
-        for seed in range(args.seeds):
-            torch.manual_seed(seed)
-            some = torch.nonzero(members)[torch.randperm(int(members.sum()))[: args.images], 0]
-            some, *span = (~members, 20 * limit, 40) if "retained" in tuned else (some, limit, 2)
-            known = dataclasses.replace(data, images=data.images[some], labels=data.labels[some])
-            back = steps_until_back(settings, known, classifier, nets[name], forgotten, tuned == "class embedding", *span)
-            print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
-            for way, values in row.items():
-                values.append(back[way])
+    names, ways = ("PECKER", "copied row", "retrained teacher"), ("all weights", "class embedding", "all, retained images")
+    for name, tuned, seed in itertools.product(names, ways, range(args.seeds)):
+        torch.manual_seed(seed)
+        some = torch.nonzero(members)[torch.randperm(int(members.sum()))[: args.images], 0]
+        some, *span = (~members, 20 * limit, 40) if "retained" in tuned else (some, limit, 2)
+        known = dataclasses.replace(data, images=data.images[some], labels=data.labels[some])
+        back = steps_until_back(settings, known, classifier, nets[name], forgotten, tuned == "class embedding", *span)
+        print(f"{name}; {tuned}; seed {seed}: back after steps {back}", flush=True)
+        for way, step in back.items():
+            rows.setdefault(f"{name}; {tuned}", {}).setdefault(way, []).append(step)
     found = {"images": args.images, "limit": limit, "rows": rows} | train.environment(settings)
     train.write_json(args.run / "relearn.json", found)
     print(report.relearning([{"relearn": found}]))
