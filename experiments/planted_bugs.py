@@ -84,15 +84,14 @@ def main(argv=None):
     parser.add_argument("--count", type=int, default=20, help="bugs in each file (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: %(default)s)")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, ThreadPool() as pool:
-        original = Path(folder, "original")  # nobody edits it while the tests run
-        shutil.copytree(".", original, ignore=shutil.ignore_patterns(".*", "*venv*", "__pycache__", "data", "runs"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPool() as pool:  # nobody edits this copy while the tests run
+        shutil.copytree(".", folder, ignore=shutil.ignore_patterns(".*", "*venv*", "__py*", "data", "runs"), dirs_exist_ok=True)
         for file in args.files:
-            source = (original / file).read_text("utf-8")
-            if not survives(original, file, ast.unparse(ast.parse(source))):
+            source = Path(folder, file).read_text("utf-8")
+            if not survives(folder, file, ast.unparse(ast.parse(source))):
                 parser.error("the tests are red without any bug: make them pass first")
             bugs, caught = plant(source, args.count, args.seed), 0
-            for (line, old, new, _), survived in zip(bugs, pool.imap(lambda bug: survives(original, file, bug[-1]), bugs)):
+            for (line, old, new, _), survived in zip(bugs, pool.imap(lambda bug: survives(folder, file, bug[-1]), bugs)):
                 caught += not survived
                 if survived:
                     print(f"survived: {file}:{line}  {old.splitlines()[0][:70]} -> {new.splitlines()[0][:70]}", flush=True)
