@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments import plots, results
 from experiments.claims import in_words, share_in_words, tested
-from experiments.results import FIGURES
+from experiments.results import FIGURES, MAIN
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,8 +21,7 @@ def markdown(head, rows):
 
 def result(found):
     figures = found[0]["figures"]
-    keys = "unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance"
-    rows = [(FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))) for key in keys]
+    rows = [(FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))) for key in MAIN]
     return markdown(["", "before", "after"], rows)
 
 
