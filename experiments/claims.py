@@ -45,9 +45,8 @@ def in_words(values):
 
 def share_in_words(count, total):
     """A share with its 95 % interval (Wilson 1927), which is not empty at 0 and 1 either."""
-    share, z = count / total, 1.96
-    middle, half = (share + z**2 / (2 * total)), z * np.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    low, high = (max(0, one / (1 + z**2 / total)) for one in (middle - half, middle + half))
+    share, z = count / total, 1.96**2 / total
+    low, high = sorted(np.roots([1 + z, -2 * share - z, share**2]))  # the p at which (share - p)^2 = z p (1 - p)
     return f"{share:.4g} ({low:.4g} to {high:.4g})"
 
 
