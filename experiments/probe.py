@@ -16,14 +16,8 @@ from torch.nn import functional as F
 
 import train
 from experiments import report
-from experiments.relearn import load_networks, make_parser, open_run
+from experiments.relearn import load_networks, make_parser, open_run, share_called
 from pecker import NoiseSchedule, generate
-
-
-def share_called(classifier, label, net, noise, c, steps=None):
-    """Of the pictures that a network draws from this noise at the labels c (N,), how many are called `label`: (count, N)."""
-    guess = classifier.judge(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
-    return int((guess == label).sum()), len(guess)
 
 
 def invert(net, schedule, classifier, judge, data, label, steps=200):

@@ -58,6 +58,12 @@ def load_networks(folder):
     return settings, data, classifier, nets | {"copied row": copied}
 
 
+def share_called(classifier, label, net, noise, c, steps=None):
+    """Of N pictures drawn from this noise at the labels c (N,), how many are called `label`, one or (N,): (count, N)."""
+    guess = classifier.judge(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
+    return int((guess == label).sum()), len(guess)
+
+
 def steps_until_back(settings, known, classifier, net, forgotten, only_embedding, limit, every=2):
     """Fine-tune a copy on the Data `known`; look every so many steps, to `limit`, at 50 pictures of the labels `forgotten` (K,).
     Returns {"ddim": step or None, "one_step": step or None}: when at least half of them were called so, in two ways to draw."""
@@ -69,8 +75,7 @@ def steps_until_back(settings, known, classifier, net, forgotten, only_embedding
     back = dict.fromkeys(ways)
     for step in range(limit + 1):
         for way, steps in ways.items() if step % every == 0 else ():
-            guess = classifier.judge(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
-            if back[way] is None and (guess == c.cpu()).double().mean() >= 0.5:
+            if back[way] is None and share_called(classifier, c.cpu(), net, noise, c, steps)[0] >= 25:
                 back[way] = step
         if None not in back.values():
             break
