@@ -48,7 +48,7 @@ def main(argv, count=5000):
     args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, nets = load_networks(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
-    second = open_run(settings, data, args.run / "probe", seed=settings.seed + 1000, teacher=None)
+    second = open_run(settings, data, args.run / "probe", seed=settings.seed + 1000)
     judge = train.train_classifier(second, data)
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)

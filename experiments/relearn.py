@@ -29,7 +29,7 @@ def make_parser(text, **defaults):
 
 
 def open_run(settings, data, folder, **flags):
-    """The settings of a run with other flags in this folder; refuses one of yet other flags or another teacher."""
+    """The settings of a loaded run, with other flags, for this folder; refuses one of yet other flags or another teacher."""
     settings = dataclasses.replace(settings, **flags, out=folder)
     train.open_folder("unlearn" if settings.teacher else "pretrain", settings, data)
     return settings
@@ -45,15 +45,14 @@ def copy_cover_rows(net, pairs):
 
 def load_networks(folder):
     """A finished run -> settings, data, classifier, {name: network}: PECKER's average, its teacher and two controls, the copied
-    row and a teacher that was trained without the class, both from folders below the run's own."""
+    row and a teacher that was trained with its seed, but without the class, both from folders below the run's own."""
     settings, data, classifier, teacher, generators = train.load_run(folder)
     pairs = train.parse_pairs(settings.forget, data.classes)
     plain = open_run(settings, data, folder / "relearn" / "plain", mask="none", forget_weight=0.0, teacher=folder)
     copied = copy_cover_rows(train.unlearn(plain, data, classifier, teacher)["average"], pairs)
-    seed = train.read_settings(folder)["teacher_seed"]  # so that nothing but the class is missing
     known = ~torch.isin(data.labels, torch.tensor([*pairs], device=data.labels.device))
     known = dataclasses.replace(data, images=data.images[known], labels=data.labels[known])
-    without = open_run(settings, known, folder / "relearn" / "retrained", seed=seed, teacher=None)
+    without = open_run(settings, known, folder / "relearn" / "retrained", seed=train.read_settings(folder)["teacher_seed"])
     nets = {"PECKER": generators["average"], "teacher": teacher, "retrained teacher": train.train_teacher(without, known)}
     return settings, data, classifier, nets | {"copied row": copied}
 
