@@ -17,8 +17,7 @@ import train
 def main(argv, rounds=5):
     _, settings = train.parse_args([*argv, "--forget", "0:1", "--ddim-steps", "1"])
     shape = 1, 1 if settings.data == "fashion" else 3, settings.image_size, settings.image_size
-    images = torch.zeros(shape, dtype=torch.uint8, device=settings.device)
-    data = train.Data([f"class{label}" for label in range(10)], images, None, None, None)
+    data = train.Data([*"abcdefghij"], torch.zeros(shape, dtype=torch.uint8, device=settings.device), None, None, None)
     pecker = train.make_pecker(settings, data, train.make_network(settings, data))
     retain, forget = (pecker.draw_labels(labels, settings.batch_size) for labels in (pecker.retained, pecker.forgotten))
     timed = {
