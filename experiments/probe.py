@@ -12,7 +12,6 @@ The run's main figures are judged by the second classifier, too. In seeds and le
 import copy
 
 import torch
-from torch.nn import functional as F
 
 import train
 from experiments import report
@@ -31,7 +30,7 @@ def invert(net, schedule, classifier, judge, data, label, steps=200):
         if step % (steps // 4) == 0:
             reached[step] = share_called(judge, label, net, data.fixed_noise(500, seed=5), c)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
-        loss = F.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
+        loss = torch.nn.functional.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         (embedding.grad,) = torch.autograd.grad(loss, [embedding])
         optimizer.step()
     return reached
@@ -48,8 +47,7 @@ def main(argv, count=5000):
     args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, nets = load_networks(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
-    second = open_run(settings, data, args.run / "probe", seed=settings.seed + 1000)
-    judge = train.train_classifier(second, data)
+    judge = train.train_classifier(open_run(settings, data, args.run / "probe", seed=settings.seed + 1000), data)
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)
     found, noise = {}, data.fixed_noise(count, seed=4)
