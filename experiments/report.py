@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments import plots, results
 from experiments.claims import in_words, share_in_words, tested
+from experiments.networks import networks
 from experiments.results import FIGURES, MAIN
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +73,7 @@ TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims,
 
 
 def pages():
-    """{path of a page: its text, with its tables and the lines of pecker.py that it points to as they are now}."""
+    """{path: text} of both pages, with tables and lines of pecker.py as they are now, and of README.md's figure of the networks."""
     lines = enumerate((ROOT / "pecker.py").read_text("utf-8").splitlines(), 1)
     starts = {found[1]: i for i, line in lines if (found := re.match(r" *def (\w+)", line))}
     texts = {path: path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
@@ -80,7 +81,7 @@ def pages():
         made = lambda found: f"{found[1]}\n{TABLES[found[2]](results.load(found[3]))}\n\n<!-- end -->"  # noqa: E731
         text = re.sub(r"(<!-- (\w+) ?([\w-]*) -->\n).*?<!-- end -->", made, text, flags=re.DOTALL)
         texts[path] = re.sub(r"(`(\w+)`\]\((?:../)?pecker.py#L)\d+", lambda found: f"{found[1]}{starts[found[2]]}", text)
-    return texts
+    return texts | {ROOT / "assets" / "networks.svg": networks()}
 
 
 def main():
