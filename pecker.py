@@ -30,7 +30,7 @@ Algorithm 1, one iteration:
                      forget_weight
     xi               xi                          number          trade-off                                    (Eq. 7)
     D_f              forget_images               (N, C, H, W)    images of the forgotten classes              (Eq. 9)
-    g_s, m_s, gamma  saliency, mask, threshold   as the weights  gradient, its largest entries, the limit (Eq. 9, 10)
+    g_s, m_s, gamma  saliency, mask, threshold   as the weights  gradient, its largest entries, the least (Eq. 9, 10)
 """
 
 import copy
@@ -253,7 +253,7 @@ class Pecker:
 
         retain_weight * L(x_retain) + forget_weight * L(x_forget), L the noise error: sum over pixels, mean over images.
         Paper: a time weight on the error of x0, not given. Here: (alpha / sigma)^2, which makes it the error of the noise.
-        Because: that is the loss which trained the teacher, where the fake score starts.
+        Because: such an error trained the teacher, where the fake score starts.
         """
         log = {}
         self.fake_score.requires_grad_(True)

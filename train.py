@@ -830,7 +830,7 @@ def estimate(command, settings, data):
     stages = [stage for stage in [*PRODUCTS][COMMANDS[command]] if not (settings.out / PRODUCTS[stage][0]).exists()]
     if not stages or (settings.out / "resume.pt").exists():
         return
-    throwaway = dataclasses.replace(settings, out=None)
+    throwaway = dataclasses.replace(settings, out=None)  # train() then gives seconds instead of networks
     with torch.random.fork_rng(devices=[]):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}

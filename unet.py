@@ -7,9 +7,9 @@
       -> normalise, last convolution, + noisy  ->  eps (B, C, H, W)
 
 The time t and the label c enter every residual block through one vector: embedding(t) + table[c].
-The last term is not in DDPM. The best linear guess of the noise is the input times 0.9 to 1.25 (for pictures of variance 0.2 and
-t > 60), so that the network only has to find what is not noise. Without it, small networks draw pictures with drifting
-brightness and leftover grain (experiments/README.md, difference 12).
+The `+ noisy` at the end is not in DDPM. The best linear guess of the noise is the input times 0.9 to 1.25 (for pictures of
+variance 0.2 and t > 60), so that the network only has to find what is not noise. Without it, small networks draw pictures with
+drifting brightness and leftover grain (experiments/README.md, difference 12).
 Nothing in here is specific to PECKER: any module called as net(noisy, t, c) can take this one's place.
 """
 

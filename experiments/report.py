@@ -73,7 +73,7 @@ TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims,
 
 
 def pages():
-    """{path: text} of both pages, with tables and lines of pecker.py as they are now, and of README.md's figure of the networks."""
+    """{path: text} of both pages, with tables and lines of pecker.py as they are now, and of the figure of the networks."""
     lines = enumerate((ROOT / "pecker.py").read_text("utf-8").splitlines(), 1)
     starts = {found[1]: i for i, line in lines if (found := re.match(r" *def (\w+)", line))}
     texts = {path: path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "experiments" / "README.md")}
