@@ -340,8 +340,8 @@ def parse_pairs(words, classes):
 # --- the classifier, which only measures, and what is measured with it -----------------------------------------------
 
 
-class Classifier(nn.Module):
-    """(B, C, S, S) in [-1, 1] -> logits (B, num_classes); features() -> (B, 4 * width)."""
+class Classifier(nn.Sequential):
+    """(B, C, S, S) in [-1, 1] -> features (B, 4 * width) -> logits (B, num_classes)."""
 
     def __init__(self, channels, num_classes, width):
         super().__init__()
@@ -351,9 +351,6 @@ class Classifier(nn.Module):
             layers += [nn.MaxPool2d(2)] * (i in (1, 3))
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.last = nn.Linear(4 * width, num_classes)
-
-    def forward(self, x):
-        return self.last(self.features(x))
 
     @torch.no_grad()
     def judge(self, images):
@@ -717,8 +714,7 @@ def train_teacher(settings, data):
 
 
 def make_pecker(settings, data, teacher):
-    same = "retain_weight forget_weight xi t_max keep mask mask_every lr fake_score_lr batch_size ddim_steps seed".split()
-    flags = {name: getattr(settings, name) for name in same}
+    flags = {name: value for name, value in vars(settings).items() if name in Pecker.__init__.__kwdefaults__}  # of the same name
     flags |= {"ema": 0.5 ** (1 / settings.ema_half_life), "num_forget_images": max(256, 2 * settings.batch_size)}
     pairs, schedule = parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     return Pecker(teacher, schedule, pairs, len(data.classes), data.images.shape[1:], **flags)
