@@ -587,7 +587,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
     step = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(step)
     if settings.out is None:
-        return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: look(0), len(looks)))
+        return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: [*look(0)], len(looks)))
     if finished := load_product(settings.out, stage, settings, data):
         print(f"{stage}: finished", flush=True)
         return finished
@@ -726,27 +726,24 @@ def unlearn(settings, data, classifier, teacher):
     nets, real_features = {"average": pecker.ema, "raw": pecker.generator}, classifier.judge(data.test_images)[0]
     # About a hundred images of the forgotten classes in all, and of the retained ones twice what the Frechet distance needs.
     few, many = max(1, 100 // len(pairs)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(pairs)) + 1)
-    counts = torch.tensor([few if label in pairs else many for label in range(len(data.classes))])
-    labels = torch.arange(len(data.classes)).repeat_interleave(counts).to(settings.device)
+    labels = torch.cat((pecker.forgotten.repeat(few), pecker.retained.repeat(many))).sort().values
     # The forgotten class from fixed noise at eight points of the run, most of them early: the paper's Figure 2.
     looks = sorted({*range(0, settings.steps, max(1, settings.steps // 50)), settings.steps})
     points = sorted({looks[round((len(looks) - 1) * (i / 7) ** 2)] for i in range(8)})
     noise, columns = data.fixed_noise(10, seed=1), torch.tensor([*pairs], device=settings.device).repeat(10)[:10]
+    names = [data.classes[label] for label in columns]
+    kept = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance", "images")
     album = nn.Module()
     album.register_buffer("frames", torch.zeros(len(points), *noise.shape, dtype=torch.uint8))
 
     def look(done):
-        lines = []
         for weights, net in nets.items():
             figures = measure(data, classifier, real_features, pairs, net, labels, seed=1, curve=True)
-            kept = ("unlearning_accuracy", "cover_share", "retain_accuracy", "frechet_distance", "images")
-            lines.append({"step": done, "weights": weights} | {key: figures[key] for key in kept})
+            yield {"step": done, "weights": weights} | {key: figures[key] for key in kept}
         if done in points:
             album.frames[points.index(done)] = draw_pictures(pecker.generator, noise, columns).cpu()
         if done == settings.steps:
-            names = [data.classes[label] for label in columns]
             save_picture(settings.out / "trajectory.png", album.frames, [f"step {point}" for point in points], names)
-        return lines
 
     parts = {"pecker": pecker, "album": album}
     return train(settings, data, "pecker", settings.steps, 2 * settings.batch_size, pecker.step, parts, nets, look, looks)
