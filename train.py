@@ -592,19 +592,17 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         print(f"{stage}: finished", flush=True)
         return finished
     path, earlier = settings.out / "resume.pt", [line for line in read_log(settings.out) if line["stage"] != stage]
-    chance = [torch] if settings.device == "cpu" else [torch, getattr(torch, settings.device)]  # what has a random state
-    progress = {"stage": stage, "done": 0, "seconds": 0.0, "history": [], "sums": {}}
+    chance = torch if settings.device == "cpu" else getattr(torch, settings.device)  # what has the random state of the steps
+    done, seconds, history, sums = 0, 0.0, [], {}
     if path.exists():
         with explained(f"{path} is damaged or does not belong here", "delete it, or give another --out"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            if checkpoint["stage"] == stage:
-                progress = {name: checkpoint[name] for name in progress}
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["stage"] == stage:
+                done, seconds, history, sums = (saved[name] for name in ("done", "seconds", "history", "sums"))
                 for name, part in parts.items():
-                    part.load_state_dict(checkpoint[name])
-                for module, state in zip(chance, checkpoint["random_states"]):
-                    module.set_rng_state(state)
-                print(f"{stage}: continues at step {progress['done']} of {total}", flush=True)
-    _, done, seconds, history, sums = progress.values()
+                    part.load_state_dict(saved[name])
+                chance.set_rng_state(saved["random_state"])
+                print(f"{stage}: continues at step {done} of {total}", flush=True)
 
     def record(*lines):
         history.extend({"stage": stage} | line for line in lines)
@@ -635,10 +633,9 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
             record(*look(done))
         stop = stopping["signal"]
         if save_now or done == total or stop:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            states["random_states"] = [module.get_rng_state() for module in chance]
-            states |= dict(zip(progress, (stage, done, seconds, history, sums)))
-            write(path, functools.partial(torch.save, states))
+            state = {"stage": stage, "done": done, "seconds": seconds, "history": history, "sums": sums}
+            state |= {name: part.state_dict() for name, part in parts.items()} | {"random_state": chance.get_rng_state()}
+            write(path, functools.partial(torch.save, state))
             last_save = time.monotonic()
     stopping["looping"] = False
     if stopping["signal"]:  # also one that came while the last step was saved
