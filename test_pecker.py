@@ -453,8 +453,8 @@ def out(whole, tmp_path):
 def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
     given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
-    few = dict.fromkeys(["classifier_steps", "pretrain_steps", "steps"], 150)  # as there are no pictures
-    few |= dict(lr=1.7e-4, fake_score_lr=1.7e-4, ema_half_life=20)
+    few = dict.fromkeys(["classifier_steps", "pretrain_steps", "steps"], 300)  # as there are no pictures
+    few |= dict(lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=40)
     expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/photos"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
     status, printed, _ = run("--help")
@@ -475,10 +475,10 @@ def test_size_and_precision_follow_the_device_and_a_folders_steps_its_pictures(w
     assert train.parse_args(["--out", str(whole)])[1].size == "small"  # as it was begun
     assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))
     (tmp_path / "data" / "cat").mkdir(parents=True)
-    for i in range(150):
+    for i in range(600):
         (tmp_path / "data" / "cat" / f"{i}.png").touch()
-    found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(150 / 60000) = 0.05
-    assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (300, 2000, 200, 64)
+    found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(600 / 60000) = 0.1
+    assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (600, 4000, 400, 64)
 
 
 BAD = """

@@ -151,7 +151,7 @@ def in_words(value):
 def make_parser():
     """The fields of Settings as flags. What is not given is left out: it comes from a run folder or the preset."""
     rule = "\nDefaults below are those of shapes; PRESETS in train.py has those of the others. A folder of pictures has those of"
-    rule += "\ncifar10, but its steps are multiplied by sqrt(pictures / 60000), and are 150 or more."
+    rule += "\ncifar10, but its steps are multiplied by sqrt(pictures / 60000), and are 300 or more."
     parser = argparse.ArgumentParser(description=__doc__ + rule, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
@@ -195,10 +195,10 @@ def parse_args(argv):
         found |= {name: value for name, value in flags if GROUP_OF[name] in groups or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
-    if known["data"] not in PRESETS:  # fewer pictures need fewer steps
+    if known["data"] not in PRESETS:  # fewer pictures need fewer steps; the rates that go with less than 300 break photographs
         pictures = sum(path.is_file() for path in Path(known["data"]).rglob("*"))
         share = math.sqrt(pictures / 60000)
-        steps = {key: max(150, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
+        steps = {key: max(300, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
     return command, dataclasses.replace(preset, **known)
 
