@@ -194,8 +194,8 @@ class Pecker:
             raise ValueError(f'mask must be "saliency", "random" or "none", not "{mask}"')
         if not 0 <= keep <= 1:
             raise ValueError(f"keep must be in [0, 1], not {keep}")
-        if mask_every < 0 or not 1 <= batch_size <= num_forget_images:
-            raise ValueError("mask_every must be 0 or more, batch_size 1 or more and num_forget_images at least batch_size")
+        if mask_every < 0 or not 0 <= ema < 1 or not 1 <= batch_size <= num_forget_images:
+            raise ValueError("mask_every must be 0 or more, ema in [0, 1), batch_size 1 or more, num_forget_images no less")
         if not (0 <= t_min < t_max <= T and 0 <= t_init < T):
             raise ValueError(f"times must satisfy 0 <= t_min < t_max <= {T} and 0 <= t_init < {T}")
 
@@ -330,7 +330,7 @@ class Pecker:
         return state | {name: getattr(self, name) for name in self.VALUES} | {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state):
-        """Continue from a state_dict(). RuntimeError from torch if it belongs to another network."""
+        """Continue from a state_dict(), at its learning rates. KeyError, ValueError or RuntimeError if it does not fit."""
         for name in self.MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in self.VALUES:

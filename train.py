@@ -231,10 +231,12 @@ class Data:
 
 
 def to_float(images):
+    """uint8, 0..255 -> float in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x):
+    """Float, clamped to [-1, 1] -> uint8, 0..255."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -542,7 +544,7 @@ def open_folder(command, settings, data):
 
 def read_log(folder):
     path = folder / "log.jsonl"
-    with explained(f"{path} is damaged", "delete it, or give another --out"):
+    with explained(f"{path} is damaged", "give another --out"):
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # without half a line at the end
         return [{"stage": line["stage"]} | line for line in map(json.loads, lines)]
 

@@ -3,7 +3,7 @@
     python -m experiments.planted_bugs --files pecker.py unet.py train.py --count 20 --seed 0
 
 A bug is one small change: another operator or number, a lost sign, a flipped condition, swapped arguments, a dropped slice, call
-or statement. Not every survivor has an effect. At worst a minute per bug and core: 60 bugs on two cores in half an hour.
+or statement. Not every survivor has an effect. About a minute per bug and core: 60 bugs on two cores in half an hour.
 """
 
 import argparse
