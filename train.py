@@ -169,8 +169,8 @@ def make_parser():
 
 
 def parse_args(argv):
-    """The command line -> command, Settings. What is not given comes from the folder of --teacher, if it is of data, classifier
-    or teacher; from the run folder, if the command does not run its stage; else from the preset. Both give size, data_dir."""
+    """The command line -> command, Settings. What is not given comes from the folder of --teacher (groups data, classifier,
+    teacher), from the run folder (what the command does not decide), else from the preset. Both folders give size, data_dir."""
     given = vars(make_parser().parse_args(argv))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")
@@ -767,7 +767,7 @@ def steps_to_forget(curve):
 
 
 def evaluate(settings, data, classifier, teacher, generators):
-    """Prints what was reached, and writes it: metrics.json, before_after.png; nothing, if there is one with another --images."""
+    """Prints what was reached, steps_to_forget from log.jsonl; writes metrics.json, before_after.png, unless --images differ."""
     begin, pairs = time.perf_counter(), parse_pairs(settings.forget, data.classes)
     real_features, probabilities = classifier.judge(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
@@ -863,7 +863,7 @@ def main(argv):
     data = load_data(settings)
     open_folder(command, settings, data)
     estimate(command, settings, data)
-    # A stage that is finished is only loaded, one that was stopped continues.
+    # All go through train(): a finished stage is loaded, a stopped one continues; open_folder() has refused what lacks one.
     classifier = train_classifier(settings, data)
     teacher = train_teacher(settings, data)
     if command != "pretrain":

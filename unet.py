@@ -1,9 +1,9 @@
 """The network: a class-conditional DDPM UNet that predicts noise (Ho et al. 2020, arXiv 2006.11239, appendix B).
 
     noisy (B, C, H, W)  ->  first convolution
-      -> one stage per entry of `multipliers`: `blocks` x [residual block (+ attention)], then halve H and W
+      -> one stage per entry of `multipliers`: `blocks` x [residual block (+ attention)]; H, W halve between stages
       -> middle: residual block, attention, residual block
-      -> the stages backwards: (blocks + 1) x [join a saved activation, residual block (+ attention)], then double H and W
+      -> the stages backwards: (blocks + 1) x [join a saved activation, residual block (+ attention)]; H, W double between
       -> normalise, last convolution, + noisy  ->  eps (B, C, H, W)
 
 The time t and the label c enter every residual block through one vector: embedding(t) + table[c].
