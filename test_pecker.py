@@ -695,8 +695,8 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
     assert [*log[0]["seconds"]] == ["classifier", "teacher", "pecker", "evaluate"] and min(log[0]["seconds"].values()) >= 0
     steps = {part: [line["step"] for line in log if "seconds_left" in line and line["stage"] == part] for part in train.PRODUCTS}
     assert steps == {"classifier": [*range(2, 45, 2), 45], "teacher": [*range(1, 22)], "pecker": [*range(1, 11)]}
-    curve = [(line["step"], line["weights"]) for line in log if "weights" in line]
-    assert curve == [*itertools.product(range(11), ("average", "raw"))]
+    curve = [(line["step"], line["weights"], line["images"]) for line in log if "weights" in line]
+    assert curve == [*itertools.product(range(11), ("average", "raw"), [100 + 9 * 20])]
     metrics, flags = read(whole / "metrics.json"), vars(train.parse_args([*TINY, "--out", str(whole)])[1])
     about = metrics.pop("settings")
     assert train.read_settings(whole)["flags"] == flags

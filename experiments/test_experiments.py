@@ -163,13 +163,13 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
 
 
 class Sees:
-    """A classifier that calls every picture by one label."""
+    """A classifier that calls every other picture by one label, the rest by the next."""
 
     def __init__(self, label):
         self.label = label
 
     def judge(self, images):
-        return None, nn.functional.one_hot(torch.full((len(images),), self.label), 3)
+        return None, nn.functional.one_hot(self.label + torch.arange(len(images)) % 2, 3)
 
 
 @pytest.mark.parametrize("only_embedding", [True, False])
@@ -191,9 +191,8 @@ def test_relearn_fills_its_table_beside_a_teacher_that_never_saw_the_class(finis
     rows = read(finished / "relearn.json")["rows"]
     assert len(rows) == 9 and all({len(row["ddim"]), len(row["one_step"])} == {2} for row in rows.values())
     assert "| retrained teacher | all, retained images |" in capsys.readouterr().out
-    folder = finished / "relearn" / "retrained"
-    assert read(folder / "settings.json")["flags"]["seed"] == 3 and read(finished / "settings.json")["flags"]["seed"] == 5
-    assert [labels.tolist() for labels in seen] == [[*range(1, 10)]]  # all but red-disc
+    seed, own = (read(finished / folder / "settings.json")["flags"]["seed"] for folder in ("relearn/retrained", "."))
+    assert (seed, own) == (3, 5) and [labels.tolist() for labels in seen] == [[*range(1, 10)]]  # all but red-disc
 
 
 def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, monkeypatch, capsys):
@@ -201,6 +200,7 @@ def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, 
     probe.main(["--run", str(finished)], count=9)
     found = read(finished / "probe.json")
     assert found.keys() == {"PECKER", "teacher", "retrained teacher", "copied row", "the run's classifier", "a second classifier"}
+    assert read(finished / "probe" / "settings.json")["flags"]["seed"] == 1005  # the second classifier's
     assert found["PECKER"]["leak"][1] == 9 and found["PECKER"]["real"][1] == 200 and "| PECKER | " in capsys.readouterr().out
 
 
