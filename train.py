@@ -195,9 +195,8 @@ def parse_args(argv):
         found |= {name: value for name, value in flags if GROUP_OF[name] in groups or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
-    if known["data"] not in PRESETS:  # fewer pictures need fewer steps; the rates that go with less than 300 break photographs
-        extensions = torchvision.datasets.folder.IMG_EXTENSIONS
-        pictures = sum(path.suffix.lower() in extensions for path in Path(known["data"]).rglob("*"))
+    if known["data"] not in PRESETS:  # fewer pictures need fewer steps; photographs do not bear the rates of less than 300
+        pictures = sum(one.suffix.lower() in torchvision.datasets.folder.IMG_EXTENSIONS for one in Path(known["data"]).rglob("*"))
         share = math.sqrt(pictures / 60000)
         steps = {key: max(300, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
