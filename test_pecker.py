@@ -58,7 +58,7 @@ class ConvNet(nn.Module):
 
 def make_pecker(teacher=None, pairs={0: 1, 3: 2}, **flags):  # 1, 2, 4 are retained
     teacher = teacher or ConvNet()
-    schedule = NoiseSchedule().to(teacher.last.weight.device)
+    schedule = NoiseSchedule().to(next(teacher.parameters()).device)
     defaults = dict(batch_size=B, lr=1e-3, fake_score_lr=1e-3, ema=0.9, ddim_steps=4, num_forget_images=8)
     return Pecker(teacher, schedule, pairs, CLASSES, SHAPE, **defaults | flags)
 
@@ -351,7 +351,7 @@ def test_a_step_mixes_no_devices_and_waits_for_no_value(monkeypatch):
     saved.step()  # on the CPU; first, because what torch imports late needs its own torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device: generator)  # neither this nor a fused Adam exists for "meta"
     monkeypatch.setattr(torch.optim, "Adam", lambda *arguments, fused, **flags: adam(*arguments, **flags))
-    pecker = make_pecker(ConvNet().to("meta"))
+    pecker = make_pecker(small_unet(image_size=SHAPE[1], num_classes=CLASSES, in_channels=SHAPE[0]).to("meta"))
     pecker.step()
     pecker.load_state_dict(pecker.state_dict() | dict(mask=saved.mask, forget_images=saved.forget_images))
     assert all(tensor.is_meta for tensor in [*pecker.mask, *pecker.ema.parameters(), pecker.forget_images])
@@ -451,8 +451,7 @@ def out(whole, tmp_path):
 def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
     given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
-    few = dict.fromkeys(["classifier_steps", "pretrain_steps", "steps"], 300)  # as there are no pictures
-    few |= dict(lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=40)
+    few = dict(classifier_steps=300, pretrain_steps=300, steps=300, lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=40)  # no pictures
     expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/photos"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
     status, printed, _ = run("--help")
@@ -472,9 +471,10 @@ def test_size_and_precision_follow_the_device_and_a_folders_steps_its_pictures(w
     refused(["--out", tmp_path, "--bf16"], "--bf16 needs", folder=tmp_path)
     assert train.parse_args(["--out", str(whole)])[1].size == "small"  # as it was begun
     assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))
-    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "data").mkdir(), (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
     for name in ("notes.txt", *map("{}.png".format, range(600))):
-        (tmp_path / "data" / "cat" / name).touch()
+        (tmp_path / "elsewhere" / name).touch()
     found = settings(str(tmp_path / "data"), "--size", "full", "--image-size", "16")  # sqrt(600 / 60000) = 0.1
     assert (found.classifier_steps, found.pretrain_steps, found.steps, found.width) == (600, 4000, 400, 64)
 
@@ -697,9 +697,8 @@ def test_one_command_leaves_everything_in_the_run_folder(whole):
     assert steps == {"classifier": [*range(2, 45, 2), 45], "teacher": [*range(1, 22)], "pecker": [*range(1, 11)]}
     curve = [(line["step"], line["weights"], line["images"]) for line in log if "weights" in line]
     assert curve == [*itertools.product(range(11), ("average", "raw"), [100 + 9 * 20])]
-    metrics, flags = read(whole / "metrics.json"), vars(train.parse_args([*TINY, "--out", str(whole)])[1])
-    about = metrics.pop("settings")
-    assert train.read_settings(whole)["flags"] == flags
+    about = (metrics := read(whole / "metrics.json")).pop("settings")
+    assert train.read_settings(whole)["flags"] == vars(train.parse_args([*TINY, "--out", str(whole)])[1])
     evaluations = {"teacher": (2, 30), "teacher_one_step": (1, 30), "generator": (1, 30), "generator_raw": (1, 30)}
     assert {name: (row["network_evaluations"], row["images"]) for name, row in metrics.items()} == evaluations
     assert set(about["seconds"]) == {"classifier", "teacher", "pecker", "evaluate"} and min(about["seconds"].values()) > 0
@@ -720,11 +719,12 @@ def test_the_numbers_of_a_small_run_are_those_recorded_here(whole):
 
 
 def test_a_finished_run_is_not_run_again_and_other_images_are_only_printed_or_sampled(out):
+    train.write_json(out / "settings.json", read(out / "settings.json") | {"commit": "then"})
     before = {path: path.read_bytes() for path in out.iterdir() if path.name != "metrics.json"}
-    assert run(*TINY, "--out", out)[0] == 0 and all(path.read_bytes() == content for path, content in before.items())
+    assert run(*TINY, "--save-every", 9, "--out", out)[0] == 0 and before == {path: path.read_bytes() for path in before}
     before = (out / "metrics.json").read_bytes()
     status, printed, _ = run("evaluate", "--out", out, "--images", 4, "--device", "cpu")
-    assert status == 0 and "40 images" in printed and (out / "metrics.json").read_bytes() == before
+    assert status == 0 and "40 images" in printed and (out / "metrics.json").read_bytes() == before and b'"then"' in before
     for count in (3, 2):  # the second time fewer, and no old ones left
         assert run("sample", "--out", out, "--images", count, "--device", "cpu")[0] == 0
     _, data, _, _, generators = train.load_run(out, "cpu")
@@ -749,14 +749,15 @@ def test_pictures_show_what_their_names_say(out, monkeypatch):
 
 def test_a_folder_binds_stage_by_stage_and_keeps_its_precision(tmp_path):
     out = tmp_path / "out"
-    assert run("pretrain", *TINY, "--bf16", "--keep", 0.9, "--out", out)[0] == 0 and not (out / "generator.pt").exists()
+    assert run("pretrain", *TINY, "--bf16", "--forget", "?", "--out", out)[0] == 0 and not (out / "generator.pt").exists()
     assert run("unlearn", "--out", out, "--keep", 0.25, *ONE_STEP[:8])[0] == 0
     flags = train.read_settings(out)["flags"]
     assert (flags["keep"], flags["width"], flags["bf16"], flags["steps"]) == (0.25, 4, True, 1)
     refused([*TINY, "--out", out], "--keep 0.25 (now 0.5)", "--steps 1 (now 10)", folder=out)
     assert run("pretrain", "--out", out, *TINY[: TINY.index("--steps")])[0] == 0  # PECKER's flags are the folder's
-    (out / "teacher.pt").unlink()
-    refused([*TINY, "--out", out], "generator was made from", folder=out)
+    for name, word in (("classifier.pt", "generator was made from"), ("generator.pt", "--pretrain-steps 21 (now 9)")):
+        (out / name).unlink()
+        refused([*TINY, "--out", out, "--pretrain-steps", 9], word, folder=out)
 
 
 @pytest.mark.parametrize("flags", "--keep 0.25,--seed 1,--width 8,--forget 1:2,--classifier-steps 9,--no-flip,--bf16".split(","))
@@ -818,8 +819,7 @@ def test_a_run_that_was_stopped_again_and_again_ends_like_one_that_never_was(who
             if status == 0:
                 break
     assert set(statuses) == {130, 143, 0} and {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
-    aside = {"images_per_second": 0, "seconds_left": 0, "seconds": 0, "settings": 0}
-    timeless = lambda values: values | aside  # noqa: E731
+    timeless = lambda values: values | dict.fromkeys(("images_per_second", "seconds_left", "seconds", "settings"))  # noqa: E731
     assert [*map(timeless, read(out / "log.jsonl"))] == [*map(timeless, read(whole / "log.jsonl"))]
     for name in ("classifier.pt", "teacher.pt", "generator.pt", "metrics.json"):
         assert_close(timeless(read(out / name)), timeless(read(whole / name)), rtol=0, atol=0)

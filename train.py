@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import math
+import os
 import platform
 import re
 import signal
@@ -53,7 +54,7 @@ def flag(default, group, text, limits=None, **argparse_arguments):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The defaults are for shapes and two CPU cores; the paper's or SFD's where a flag means the same at every scale."""
+    """The defaults are for shapes and two CPU cores; experiments/README.md says where they differ from the paper, and why."""
 
     data: str = flag("shapes", "data", "shapes, fashion, cifar10, stl10, or a folder of pictures", type=lambda at: str(Path(at)))
     size: str = flag(None, "data", "small: two CPU cores; full: a CUDA GPU (default: full on CUDA)", choices=("small", "full"))
@@ -196,7 +197,8 @@ def parse_args(argv):
     known = found | {"teacher": None, "save_every": 0} | given
     preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
     if known["data"] not in PRESETS:  # fewer pictures need fewer steps; photographs do not bear the rates of less than 300
-        pictures = sum(one.suffix.lower() in torchvision.datasets.folder.IMG_EXTENSIONS for one in Path(known["data"]).rglob("*"))
+        folders = os.walk(known["data"], followlinks=True)
+        pictures = sum(torchvision.datasets.folder.is_image_file(name) for *_, names in folders for name in names)
         share = math.sqrt(pictures / 60000)
         steps = {key: max(300, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
         preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
@@ -365,8 +367,8 @@ class Classifier(nn.Sequential):
 def frechet_distance(real, fake, sample_weights=None):
     """|mean difference|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2)) of two sets of features (N, D), (M, D). Heusel et al. 2017.
 
-    sample_weights (N,): how much each real image counts, 0: not at all. ValueError with fewer images than features, where the
-    covariance would be singular.
+    sample_weights (N,): how much each real image counts, 0: not at all. ValueError unless there are more images than features,
+    lest a covariance is singular.
     """
     w = torch.ones_like(real[:, 0]) if sample_weights is None else sample_weights
     real, fake, w = real[w > 0].double(), fake.double(), w[w > 0].double()
@@ -469,7 +471,7 @@ def write(path, content):
 
 def write_json(path, *values, indent=1):
     """A file of one value, or without `indent` of any number, one a line."""
-    lines = [json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n" for value in values]
+    lines = [json.dumps(value, indent=indent, default=str) + "\n" for value in values]
     write(path, lambda file: file.write("".join(lines).encode()))
 
 
@@ -511,14 +513,16 @@ def load_product(folder, stage, settings, data):
 def open_folder(command, settings, data):
     """Refuse what does not fit; then make the run folder, whole by itself: with classifier and teacher of --teacher."""
     with explained("these flags do not go together", "see python train.py --help"):
-        make_pecker(settings, data, make_network(settings, data))
+        network = make_network(settings, data)
+        if command != "pretrain":
+            make_pecker(settings, data, network)
     home, out, now, seed = settings.teacher or settings.out, settings.out, vars(settings), settings.seed
     made = [(out / file).exists() for file, *_ in PRODUCTS.values()]
     if made[-1] and not all(made):
         fail(f"{out} lacks a file that its generator was made from: give another --out")
     # A group of settings that is named like a stage binds from the stage's first file on; "place" never does.
-    begun = [*PRODUCTS][: sum(made) + (out / "resume.pt").exists()]
-    for folder, groups in (settings.teacher, SHARED), (out if begun else None, ("data", "run", "precision", *begun)):
+    begun = [*PRODUCTS][: max(i * there for i, there in enumerate(made, 1)) + (out / "resume.pt").exists()]
+    for folder, groups in (out if begun else None, ("data", "run", "precision", *begun)), (settings.teacher, SHARED):
         found = read_settings(folder)
         seed = found.get("teacher_seed", seed)
         was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
@@ -534,7 +538,7 @@ def open_folder(command, settings, data):
         if (out / file).exists() and (out / file).read_bytes() != (folder / file).read_bytes():
             fail(f"{out} was made from another {stage} than {folder / file}: leave --teacher out, or give another --out")
     read_log(out)
-    if command not in ("evaluate", "sample"):
+    if command not in ("evaluate", "sample") and not all(made):  # settings.json stays that of the code which made the products
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "settings.json", {"teacher_seed": seed, "flags": now, "classes": data.classes} | environment(settings))
         for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
@@ -792,10 +796,9 @@ def evaluate(settings, data, classifier, teacher, generators):
 
     seconds = {stage: torch.load(settings.out / file, weights_only=True)["seconds"] for stage, (file, *_) in PRODUCTS.items()}
     seconds["evaluate"] = time.perf_counter() - begin
-    flags = {name: value for name, value in vars(settings).items() if GROUP_OF[name] != "place"}
     about = {"classifier_accuracy": accuracy, "classifier_features": real_features.shape[1], "real_images": len(data.test_labels)}
-    about |= {"seconds": seconds, "flags": flags, "teacher_seed": read_settings(settings.out)["teacher_seed"]}
-    metrics["settings"] = environment(settings) | about
+    about |= {"seconds": seconds, "flags": {name: value for name, value in vars(settings).items() if GROUP_OF[name] != "place"}}
+    metrics["settings"] = json.loads((settings.out / "settings.json").read_text("utf-8")) | about
     # A column a class; where there are too many, those that matter. Three rows before and three after, from the same noise.
     columns = sorted([*dict.fromkeys([*pairs, *pairs.values(), *range(len(data.classes))])][:10])
     noise, c = data.fixed_noise(3 * len(columns), seed=2), torch.tensor(columns, device=settings.device).repeat(3)
