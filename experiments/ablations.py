@@ -1,8 +1,7 @@
-"""What does each part do to the pictures? One change at a time, from one teacher, same noise and labels: a grid for each.
+"""What does each part do to the pictures? One change at a time, from one teacher, same noise and labels: a grid
+of three rows for each, by the average of the generator.
 
-    python -m experiments.ablations --run runs/shapes      # 10 runs, two to three minutes each
-
-Writes assets/ablation-NAME.png: a column a class, three rows by the average of the generator.
+    python -m experiments.ablations --run runs/shapes      # 10 runs, two to three minutes each, to assets/ablation-NAME.png
 """
 
 import torch

@@ -1,7 +1,6 @@
 """Which part of the method does what? Every method with every seed, from the one teacher of a finished run.
 
     python -m experiments.compare --run runs/shapes --out runs/compare --seeds 5        # 55 runs, two to three minutes each
-    python -m experiments.compare --methods "saliency, weight 1" "none, weight 1"       # some of them
     python -m experiments.compare --runs runs/job*                                      # reads finished run folders instead
 
 Each run is an ordinary run folder below --out, with metrics.json; the same command continues where it stopped.
@@ -46,12 +45,12 @@ def main(argv):
     parser = make_parser(__doc__, out=Path("runs/compare"), seeds=5)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="read finished runs, run nothing")
-    args, folders = parser.parse_args(argv), []
+    args, paths = parser.parse_args(argv), []
     if not args.runs:
         settings, data, classifier, teacher, _ = train.load_run(args.run)
         for name, seed in [(name, seed) for seed in range(args.seeds) for name in args.methods]:
-            folders.append(args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}")
-            one = open_run(settings, data, folders[-1], **METHODS[name], seed=seed, teacher=args.run)
+            paths.append(args.out / f"{name.replace(', weight ', '-').replace(' ', '-')}-seed{seed}")
+            one = open_run(settings, data, paths[-1], **dict(keep=0.5, mask_every=1) | METHODS[name], seed=seed, teacher=args.run)
             if (one.out / "metrics.json").exists():
                 continue
             print(f"\n{name}, seed {seed}", flush=True)
@@ -66,7 +65,9 @@ def main(argv):
                 extra["masks"] = describe_masks(pecker)
             train.write_json(one.out / "extra.json", extra)  # what is known besides the figures of an ordinary run
             train.evaluate(one, data, classifier, teacher, nets)
-    found = [one | {"compared": True} for one in results.read_runs(args.runs or folders)]
+    found = [one | {"compared": True} for one in results.read_runs(args.runs or paths)]
+    if len({(one["method"], one["seed"]) for one in found}) < len(found):
+        train.fail("two of these runs have the same method and seed: give runs of one teacher that differ in nothing else")
     print("", report.methods(found), "", report.claims(found), sep="\n")
 
 

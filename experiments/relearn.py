@@ -36,7 +36,7 @@ def open_run(settings, data, folder, **flags):
 
 
 def copy_cover_rows(net, pairs):
-    """The trivial baseline: the forgotten label's row of the class embedding becomes the cover's. No training at all."""
+    """The trivial baseline: the forgotten label's row of the class embedding becomes the cover's. No further training."""
     net = copy.deepcopy(net)
     rows = net.embed_class.weight.data
     rows[[*pairs]] = rows[[*pairs.values()]]

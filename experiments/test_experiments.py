@@ -26,10 +26,10 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run folder whose PECKER has another seed than its teacher."""
+    """A finished run folder whose PECKER has another seed than its teacher, and another share of weights than the default."""
     teacher, out = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("runs") / "tiny"
     train.main(["pretrain", *TINY, "--seed", "3", "--out", str(teacher)])
-    train.main([*TINY, "--seed", "5", "--teacher", str(teacher), "--out", str(out)])
+    train.main([*TINY, "--seed", "5", "--keep", "0.25", "--teacher", str(teacher), "--out", str(out)])
     return out
 
 
@@ -39,10 +39,6 @@ def small_unet():
     for weight in net.parameters():  # also those that start at zero
         nn.init.normal_(weight, std=0.1)
     return net
-
-
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_intervals_and_p_values_are_students():
@@ -154,6 +150,8 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
     printed = capsys.readouterr().out
     assert printed.count("left out: ") == 2 and f"left out: {tmp_path} is not the folder of a finished run" in printed
     assert "| copied row | 2 |" in printed
+    with pytest.raises(SystemExit):  # a method and a seed twice
+        compare.main(["--runs", *[str(out / "copied-row-seed0")] * 2])
 
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     results.main(map(str, out.glob("*seed0")))
@@ -185,22 +183,24 @@ def test_relearning_tunes_a_copy_and_only_what_it_says_until_the_class_is_back(o
 
 
 def test_relearn_fills_its_table_beside_a_teacher_that_never_saw_the_class(finished, monkeypatch, capsys):
-    seen, train_teacher = [], train.train_teacher
+    seen, spans, train_teacher, steps_until_back = [], set(), train.train_teacher, relearn.steps_until_back
     monkeypatch.setattr(train, "train_teacher", lambda one, data: seen.append(data.labels.unique()) or train_teacher(one, data))
+    monkeypatch.setattr(relearn, "steps_until_back", lambda *a: spans.add(a[-2:]) or steps_until_back(*a))
     relearn.main(["--run", str(finished), "--images", "5", "--seeds", "2"], limit=1)
-    rows = read(finished / "relearn.json")["rows"]
+    rows = json.loads((finished / "relearn.json").read_text("utf-8"))["rows"]
+    assert spans == {(1, 2), (20, 40)}  # on retained pictures 20 times as long
     assert len(rows) == 9 and all({len(row["ddim"]), len(row["one_step"])} == {2} for row in rows.values())
     assert "| retrained teacher | all, retained images |" in capsys.readouterr().out
-    seed, own = (read(finished / folder / "settings.json")["flags"]["seed"] for folder in ("relearn/retrained", "."))
+    seed, own = (train.read_settings(finished / folder)["flags"]["seed"] for folder in ("relearn/retrained", "."))
     assert (seed, own) == (3, 5) and [labels.tolist() for labels in seen] == [[*range(1, 10)]]  # all but red-disc
 
 
 def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, monkeypatch, capsys):
     monkeypatch.setattr(probe.invert, "__defaults__", (4,))
     probe.main(["--run", str(finished)], count=9)
-    found = read(finished / "probe.json")
+    found = json.loads((finished / "probe.json").read_text("utf-8"))
     assert found.keys() == {"PECKER", "teacher", "retrained teacher", "copied row", "the run's classifier", "a second classifier"}
-    assert read(finished / "probe" / "settings.json")["flags"]["seed"] == 1005  # the second classifier's
+    assert train.read_settings(finished / "probe")["flags"]["seed"] == 1005  # the second classifier's
     assert found["PECKER"]["leak"][1] == 9 and found["PECKER"]["real"][1] == 200 and "| PECKER | " in capsys.readouterr().out
 
 
