@@ -99,7 +99,7 @@ def generate(generator, schedule, noise, c, t_init=440):
 def sample_ddim(net, schedule, noise, c, steps):
     """`steps` network evaluations: noise (B, C, H, W) ~ N(0, I), labels c (B,) -> clean images (B, C, H, W) in [-1, 1].
 
-    Not in the paper, which judges the teacher by 1000 random steps; DDIM (2010.02502, Eq. 12, eta = 0) needs few.
+    Not in the paper. SFD's authors judge the teacher by 1000 steps; DDIM (2010.02502, Eq. 12, eta = 0) needs few.
     Times t = T-1, T-1 - T/steps, ..., and after the last one the clean image. ValueError unless 1 <= steps <= T.
     """
     T = len(schedule.alpha)
