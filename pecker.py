@@ -24,13 +24,13 @@ Algorithm 1, one iteration:
     z_t              noisy                       (B, C, H, W)    alpha_t x + sigma_t noise
     x, x_r, x_f      x, x_retain, x_forget       (B, C, H, W)    images, in [-1, 1] if real, unbounded if generated
     x_phi, x_psi     x0_teacher, x0_fake         (B, C, H, W)    clean images estimated from noisy ones    (Eq. 1, 2)
-    t_min, t_max     t_min, t_max                numbers         t_min <= t < t_max when networks are compared
+    t_min, t_max     t_min, t_max                numbers         t_min <= t < t_max, the noise on generated images
     t_init           t_init                      number          the time at which the generator works
     lambda, mu       retain_weight,              numbers         weights of the two terms                  (Eq. 3, 4)
                      forget_weight
     xi               xi                          number          trade-off                                    (Eq. 7)
     D_f              forget_images               (N, C, H, W)    images of the forgotten classes              (Eq. 9)
-    g_s, m_s, gamma  saliency, mask, threshold   as the weights  gradient, its largest entries, the least (Eq. 9, 10)
+    g_s, m_s, gamma  saliency, mask, threshold   as the weights  gradient; where it is largest; how large (Eq. 9, 10)
 """
 
 import copy
@@ -206,8 +206,8 @@ class Pecker:
         self.generator = copy.deepcopy(teacher).eval().requires_grad_(True)
         self.ema = copy.deepcopy(teacher).eval().requires_grad_(False)  # the generator's moving average
 
-        # Paper: "Adam, lr 1e-5". Here: also beta1 = 0, as in SFD, and no weight decay. Because: with momentum the forget
-        # gradient of earlier steps would still move a weight that has left the mask, and decay moves every weight.
+        # Paper: "Adam, lr 1e-5". Here: also beta1 = 0, as in SFD, and no weight decay. Because: momentum would move a weight by
+        # forget gradients from before it left the mask, and decay moves every weight.
         adam = dict(betas=(0.0, 0.999), weight_decay=0.0, fused=True)
         self.weights = list(self.generator.parameters())  # gradients, mask and optimiser all follow this one list
         self.generator_optimizer = torch.optim.Adam(self.weights, lr=lr, **adam)

@@ -520,7 +520,7 @@ def open_folder(command, settings, data):
     made = [(out / file).exists() for file, *_ in PRODUCTS.values()]
     if made[-1] and not all(made):
         fail(f"{out} lacks a file that its generator was made from: give another --out")
-    # A group of settings that is named like a stage binds from the stage's first file on; "place" never does.
+    # A group named like a stage binds from the stage's first file on (product or resume.pt); "place" never does.
     begun = [*PRODUCTS][: max(i * there for i, there in enumerate(made, 1)) + (out / "resume.pt").exists()]
     for folder, groups in (out if begun else None, ("data", "run", "precision", *begun)), (settings.teacher, SHARED):
         found = read_settings(folder)
@@ -597,7 +597,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     Without settings.out two steps are timed and nothing is written: {key: seconds that the stage would take}.
     """
-    # No cache: a weight that is cast where no gradient is wanted would be taken from there where one is, and get none.
+    # No cache: a weight that was cast under no_grad would be used again where a gradient is wanted, and get none.
     step = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(step)
     if settings.out is None:
         return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: [*look(0)], len(looks)))
@@ -605,7 +605,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         print(f"{stage}: finished", flush=True)
         return finished
     path, earlier = settings.out / "resume.pt", [line for line in read_log(settings.out) if line["stage"] != stage]
-    chance = torch if settings.device == "cpu" else getattr(torch, settings.device)  # what has the random state of the steps
+    backend = torch if settings.device == "cpu" else getattr(torch, settings.device)  # has the random state of the steps
     done, seconds, history, sums = 0, 0.0, [], {}
     if path.exists():
         with explained(f"{path} is damaged or does not belong here", "delete it, or give another --out"):
@@ -614,7 +614,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
                 done, seconds, history, sums = (saved[name] for name in ("done", "seconds", "history", "sums"))
                 for name, part in parts.items():
                     part.load_state_dict(saved[name])
-                chance.set_rng_state(saved["random_state"])
+                backend.set_rng_state(saved["random_state"])
                 print(f"{stage}: continues at step {done} of {total}", flush=True)
 
     def record(*lines):
@@ -647,7 +647,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         stop = stopping["signal"]
         if save_now or done == total or stop:
             state = {"stage": stage, "done": done, "seconds": seconds, "history": history, "sums": sums}
-            state |= {name: part.state_dict() for name, part in parts.items()} | {"random_state": chance.get_rng_state()}
+            state |= {name: part.state_dict() for name, part in parts.items()} | {"random_state": backend.get_rng_state()}
             write(path, functools.partial(torch.save, state))
             last_save = time.monotonic()
     stopping["looping"] = False

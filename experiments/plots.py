@@ -22,7 +22,8 @@ def picture(title, name, low, high, left, right, bottom, draw):
     """A title, an axis for numbers from low to high below, and what draw(at) returns, where at(number) is its place."""
     at = lambda x: left + (x - low) / (high - low or 1) * (right - left)  # noqa: E731
     parts = [text(60, 18, title, "start"), text((left + right) / 2, bottom + 36, name), *draw(at)]
-    for x in np.linspace(low, high, 6):
+    step = next(digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5) if high - low <= 6 * digit * 10.0**power)
+    for x in np.arange(np.ceil(low / step), high / step + 0.001) * step:
         parts += [line(at(x), bottom, at(x), bottom + 4), text(at(x), bottom + 18, f"{x:.3g}")]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {bottom + 44}" font-family="sans-serif" font-size="12">'
     return "\n".join([head, *parts, "</svg>", ""])
@@ -100,8 +101,7 @@ def relearning(found, data):
 
 
 def teacher(found, data):
-    curves = {f"teacher, seed {one['teacher_seed']}": one["teacher_curve"] for one in found if "teacher_curve" in one}
-    series = {name: {hours: [share, share] for hours, share in curve} for name, curve in curves.items()}
+    series = {"teacher": {hours: [share] * 2 for hours, share in one["teacher_curve"]} for one in found if "teacher_curve" in one}
     return series and lines(f"Share of the teacher's pictures, {data}, called by their label", "hours of training", series)
 
 
