@@ -603,14 +603,14 @@ def pictures_to_measure(patch, order=range(5)):
 
 
 def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
-    monkeypatch.setattr(train, "precision_recall", lambda real, fake: (len(real), len(fake)))
+    monkeypatch.setattr(train, "precision_recall", lambda real, fake: (len(real), fake.sum().item()))
     seen, (data, real_features, pairs, drawn, labels) = [], pictures_to_measure(monkeypatch)
     (features, probabilities), real_labels = Judge().judge(drawn), data.test_labels
     retained, balanced = (labels == 1) | (labels == 2), torch.tensor([0, 10 / 11, 10 / 6, 0, 0])[real_labels]
     draw = lambda *asked: seen.append((*asked, torch.is_grad_enabled())) or train.to_float(drawn[: len(asked[1])])  # noqa: E731
     assert train.measure(data, Judge(), real_features, pairs, draw, labels, 7) == {
         "unlearning_accuracy": pytest.approx(18 / 20), "cover_share": pytest.approx(17 / 20),
-        "retain_accuracy": pytest.approx(19 / 20), "precision": 23, "recall": 20,
+        "retain_accuracy": pytest.approx(19 / 20), "precision": 23, "recall": features[retained].sum().item(),
         "class_accuracy": {"a": pytest.approx(0.2), "b": pytest.approx(0.9), "c": 1, "d": 0},
         "forget_histogram": pytest.approx({"a": 0.1, "b": 0.85, "c": 0, "d": 0.05, "e": 0}),
         "forget_entropy": pytest.approx(-0.984 * math.log(0.984) - 4 * 0.004 * math.log(0.004)),
