@@ -95,8 +95,7 @@ def keep_ratios(found, data):
 
 def relearning(found, data):
     found = [row for one in found if "relearn" in one for row in one["relearn"]["rows"].items() if "; all weights" in row[0]]
-    rows = {f"{name.split(';')[0]}, {way}": steps for name, row in found for way, steps in row.items()}
-    rows = {name: steps for name, steps in rows.items() if len(steps) > 1 and None not in steps}
+    rows = {f"{name.split(';')[0]}, {way}": s for name, row in found for way, s in row.items() if len(s) > 1 and None not in s}
     return rows and dots(f"Steps until the class is back, {data}: all weights, 95 % intervals", "steps", rows, 0, "at once")
 
 

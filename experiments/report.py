@@ -27,14 +27,13 @@ def result(found):
 
 
 def main_job(found):
-    """A column a run: the generator's figures, in brackets the teacher's."""
+    """A row a run: the generator's figures, in brackets the teacher's."""
     rows = []
-    for key, name in FIGURES.items():
-        both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for one in found]
-        rows.append([name, *("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)])
-    rows.append(["minutes, without the curve", *(f"{sum(one['seconds'].values()) / 60:.0f}" for one in found)])
-    names = [f"seed {one['seed']}, {one['flags']['steps']} steps, {one['commit'] or '?'}" for one in found]
-    return markdown(["generator (teacher)", *names], rows)
+    for one in found:
+        both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for key in FIGURES]
+        cells = ("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)
+        rows.append([one["seed"], one["flags"]["steps"], *cells, f"{sum(one['seconds'].values()) / 60:.0f}", one["commit"]])
+    return markdown(["seed", "steps", *FIGURES.values(), "minutes, without the curve", "commit"], rows)
 
 
 def methods(found):

@@ -76,6 +76,8 @@ def main(argv):
         words = [flags["data"], *flags["forget"], kind, result["method"], f"{flags['steps']} steps seed{result['seed']}"]
         name = re.sub(r"[^\w.]+", "-", " ".join(words)) + ".json"
         short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.4g}"))  # more would say nothing
+        if (FOLDER / name).exists() and json.loads((FOLDER / name).read_text("utf-8"))["flags"] != short["flags"]:
+            raise SystemExit(f"{name} is of a run with other flags: remove it first, or keep only one of the two")
         (FOLDER / name).write_text(json.dumps(short) + "\n", encoding="utf-8")
         print(name)
 

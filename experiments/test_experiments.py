@@ -158,25 +158,22 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
     kept = results.load("shapes")
     assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load("fashion")
     assert "overlap_by_chance" in kept[1]["masks"] and str(tmp_path) not in json.dumps(kept)
-
-
-class Sees:
-    """A classifier that calls every other picture by one label, the rest by the next."""
-
-    def __init__(self, label):
-        self.label = label
-
-    def judge(self, images):
-        return None, nn.functional.one_hot(self.label + torch.arange(len(images)) % 2, 3)
+    metrics = out / "copied-row-seed0" / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"xi": 1.2', '"xi": 0.5'))
+    with pytest.raises(SystemExit, match="other flags"):
+        results.main([metrics.parent])
 
 
 @pytest.mark.parametrize("only_embedding", [True, False])
 def test_relearning_tunes_a_copy_and_only_what_it_says_until_the_class_is_back(only_embedding, monkeypatch):
+    def sees(label):  # a classifier that calls every other picture by this label, the rest by the next
+        return argparse.Namespace(judge=lambda x: (None, nn.functional.one_hot(label + torch.arange(len(x)) % 2, 3)))
+
     net, tuned, c = small_unet(), small_unet(), torch.tensor([0])
     monkeypatch.setattr(relearn.copy, "deepcopy", lambda other: tuned)
     settings = argparse.Namespace(pretrain_lr=1e-3, ddim_steps=2, device="cpu", pretrain_batch_size=2)
     known = train.Data(["a", "b", "c"], torch.zeros(4, 3, 8, 8, dtype=torch.uint8), c.repeat(4), None, None, False)
-    back = [relearn.steps_until_back(settings, known, Sees(label), net, c, only_embedding, 3) for label in (1, 0)]
+    back = [relearn.steps_until_back(settings, known, sees(label), net, c, only_embedding, 3) for label in (1, 0)]
     assert back == [{"ddim": None, "one_step": None}, {"ddim": 0, "one_step": 0}]
     moved = {name for (name, a), b in zip(net.named_parameters(), tuned.parameters()) if not torch.equal(a, b)}
     assert moved == {"embed_class.weight"} if only_embedding else len(moved) > 10
