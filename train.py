@@ -538,7 +538,7 @@ def open_folder(command, settings, data):
         if (out / file).exists() and (out / file).read_bytes() != (folder / file).read_bytes():
             fail(f"{out} was made from another {stage} than {folder / file}: leave --teacher out, or give another --out")
     read_log(out)
-    if command not in ("evaluate", "sample") and not all(made):  # settings.json stays that of the code which made the products
+    if not all(made):  # settings.json stays that of the code which made the products
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "settings.json", {"teacher_seed": seed, "flags": now, "classes": data.classes} | environment(settings))
         for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
