@@ -559,8 +559,7 @@ def save_picture(path, rows, row_names, column_names):
     tiles = F.interpolate(rows.cpu().flatten(0, 1), tile)
     grid = torchvision.utils.make_grid(tiles, nrow=rows.shape[1], padding=8, pad_value=255)
     picture = to_pil_image(F.pad(grid, (left, 0, top, 0), value=255))
-    pen, known = ImageDraw.Draw(picture), lambda name: name.encode("latin-1", "replace").decode("latin-1")  # letters of the font
-    row_names, column_names = map(known, row_names), map(known, column_names)
+    pen = ImageDraw.Draw(picture)
     for column, name in enumerate(column_names):
         pen.text((left + 8 + column * (tile + 8) + (tile - pen.textlength(name)) / 2, 10), name, fill="black")
     for row, name in enumerate(row_names):

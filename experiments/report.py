@@ -33,7 +33,7 @@ def main_job(found):
         both = [(one["figures"]["generator"][key], one["figures"]["teacher"].get(key)) for key in FIGURES]
         cells = ("-" if new is None else new if old is None else f"{new} ({old})" for new, old in both)
         rows.append([one["seed"], one["flags"]["steps"], *cells, f"{sum(one['seconds'].values()) / 60:.0f}", one["commit"]])
-    return markdown(["seed", "steps", *FIGURES.values(), "minutes, without the curve", "commit"], rows)
+    return markdown(["generator (teacher): seed", "steps", *FIGURES.values(), "minutes, without the curve", "commit"], rows)
 
 
 def methods(found):
