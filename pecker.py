@@ -100,7 +100,7 @@ def sample_ddim(net, schedule, noise, c, steps):
     """`steps` network evaluations: noise (B, C, H, W) ~ N(0, I), labels c (B,) -> clean images (B, C, H, W) in [-1, 1].
 
     Not in the paper. SFD's authors judge the teacher by 1000 steps; DDIM (2010.02502, Eq. 12, eta = 0) needs few.
-    Times t = T-1, T-1 - T/steps, ..., and after the last one the clean image. ValueError unless 1 <= steps <= T.
+    Times T-1, T-1 - T/steps, ..., rounded down; at each, x0 is clamped and eps fitted to it. ValueError unless 1 <= steps <= T.
     """
     T = len(schedule.alpha)
     if not 1 <= steps <= T:
@@ -124,7 +124,7 @@ def distillation_loss(x0_teacher, x0_fake, x, xi):
     """Its gradient moves the generator's images x to the teacher's. (B, C, H, W) each -> scalar, may be negative. Eq. 7.
 
         Q = x0_teacher - x0_fake
-        w = 1 / mean_{C,H,W} |x0_teacher - x|                  a number per image, without gradient
+        w = 1 / max(mean_{C,H,W} |x0_teacher - x|, 1e-5)       a number per image, without gradient
         L = sum_{C,H,W} w [ (1 - xi) Q^2 + Q (x0_fake - x) ]   mean over the batch
 
     Paper: weight omega_t alpha_t^2 / sigma_t^4. Here: w. Because: SiD's omega_t is w sigma_t^4 / alpha_t^2, and w is left.
@@ -311,7 +311,7 @@ class Pecker:
             x0_teacher = self.schedule.predict_x0(noisy, t, self.teacher(noisy, t, c_teacher))
             x0_fake = self.schedule.predict_x0(noisy, t, self.fake_score(noisy, t, c_fake))
             loss = distillation_loss(x0_teacher, x0_fake, x, self.xi)
-            # To the generator's weights, through x itself AND through the inputs of both frozen networks.
+            # To the weights, through x itself AND through `noisy`, from which predict_x0 and both frozen networks make x0.
             gradients.append(torch.autograd.grad(term_weight * loss, self.weights, materialize_grads=True))
             log[f"{term}_loss"] = loss.detach()
         for weight, g_retain, g_forget, m in zip(self.weights, *gradients, self.mask, strict=True):
