@@ -325,14 +325,14 @@ class Pecker:
     VALUES = ("mask", "forget_images", "forget_labels", "steps")
 
     def state_dict(self):
-        """Everything that changes: a Pecker built with the same arguments and loaded with this continues bit for bit."""
+        """Everything that changes, not copied. A Pecker with the same arguments that loads it continues bit for bit."""
         state = {name: getattr(self, name).state_dict() for name in self.MODULES}
         return state | {name: getattr(self, name) for name in self.VALUES} | {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state):
         """Continue from a state_dict(), at its learning rates. KeyError, ValueError or RuntimeError if it does not fit."""
         for name in self.MODULES:
-            getattr(self, name).load_state_dict(state[name])
+            getattr(self, name).load_state_dict(copy.deepcopy(state[name]))  # optimisers would share its tensors
         for name in self.VALUES:
             value = state[name]
             value = [m.to(self.device) for m in value] if isinstance(value, list) else value
