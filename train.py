@@ -172,6 +172,8 @@ def make_parser():
 def parse_args(argv):
     """The command line -> command, Settings. What is not given comes from the folder of --teacher (groups data, classifier,
     teacher), from the run folder (what the command does not decide), else from the preset. Both folders give size, data_dir."""
+    if "" in argv:  # it would be the current folder
+        fail("an argument is empty: give a value, or leave its flag out")
     given = vars(make_parser().parse_args(argv))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = given.setdefault("device", "cuda" if there["cuda"] else "cpu")
@@ -329,7 +331,7 @@ def parse_pairs(words, classes):
     numbers = {} if any(map(str.isdecimal, classes)) else {str(label): label for label in range(len(classes))}
     labels, pairs = numbers | {name: label for label, name in enumerate(classes)}, {}
     for word in words:
-        with explained(f"--forget {word}", f"give A:B, forget A and draw B instead, of {', '.join(classes)} or their numbers"):
+        with explained(f"--forget {word}", f"give A:B, forget A and draw B instead, of {', '.join(labels)}"):
             forget, cover = word.split(":")
             concept = [] if forget in labels else [name for name in classes if forget in name.split("-")]
             for name in concept or [forget]:
@@ -722,8 +724,8 @@ def train_teacher(settings, data):
     return train(settings, data, "teacher", settings.pretrain_steps, images, step, parts, nets)["weights"]
 
 
-def make_pecker(settings, data, teacher):
-    flags = {name: value for name, value in vars(settings).items() if name in Pecker.__init__.__kwdefaults__}  # of the same name
+def make_pecker(settings, data, teacher, names=Pecker.__init__.__kwdefaults__):
+    flags = {name: value for name, value in vars(settings).items() if name in names}
     flags |= {"ema": 0.5 ** (1 / settings.ema_half_life), "num_forget_images": max(256, 2 * settings.batch_size)}
     pairs, schedule = parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     return Pecker(teacher, schedule, pairs, len(data.classes), data.images.shape[1:], **flags)
