@@ -13,29 +13,30 @@ import torch
 import train
 from experiments import report, results
 from experiments.relearn import copy_cover_rows, make_parser, open_run
-from pecker import noise_prediction_loss, saliency_mask, sample_ddim
+from pecker import sample_ddim
 
 METHODS = {f"{mask}, weight 1": dict(mask=mask, forget_weight=1.0) for mask in ("saliency", "random", "none")}
 METHODS |= {f"saliency {keep:g}, weight 1": METHODS["saliency, weight 1"] | dict(keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
 METHODS |= {f"{mask} once, weight 1": METHODS[f"{mask}, weight 1"] | dict(mask_every=0) for mask in ("saliency", "random")}
 METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
 METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
+VARIED = ("seed", "mask", "keep", "mask_every", "forget_weight")  # flags that runs to be compared may differ in
 
 
 def describe_masks(pecker):
-    """Is the mask signal, and is it about the class? Overlaps (intersection over union) of two masks, for teacher and generator:
+    """Is the mask signal, and is it about the class? Overlaps (intersection over union) of two masks, for generator and teacher:
     both from images of the forgotten classes, none in common, or one from the retained classes."""
-    pecker.make_mask()  # draws D_f, too
-    B = pecker.batch_size
-    c = pecker.draw_labels(pecker.retained, B)
-    x = sample_ddim(pecker.teacher, pecker.schedule, pecker.draw_noise(B), c, pecker.ddim_steps)
-    sets = [*zip(pecker.forget_images.split(B)[:2], pecker.forget_labels.split(B)[:2]), (x, c)]
-    found = {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}
-    for name, net in (("teacher", pecker.teacher), ("generator", pecker.generator)):
-        weights = list(net.requires_grad_(True).parameters())
-        losses = [noise_prediction_loss(net, pecker.schedule, x, c) for x, c in sets]
-        masks = [saliency_mask(torch.autograd.grad(loss, weights), pecker.keep) for loss in losses]
-        first, second, other = (torch.cat([part.flatten() for part in mask]) for mask in masks)
+    B, sets = pecker.batch_size, []
+    for labels in (pecker.forgotten, pecker.forgotten, pecker.retained):
+        c = pecker.draw_labels(labels, B)
+        sets.append((sample_ddim(pecker.teacher, pecker.schedule, pecker.draw_noise(B), c, pecker.ddim_steps), c))
+    pecker.num_forget_images, found = B, {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}
+    for name, net in (("generator", pecker.generator), ("teacher", pecker.teacher)):
+        pecker.generator.load_state_dict(net.state_dict())
+        masks = []
+        for pecker.forget_images, pecker.forget_labels in sets:
+            masks.append(torch.cat([part.flatten() for part in pecker.make_mask()]))
+        first, second, other = masks
         found[f"overlap_{name}"] = (first & second).sum().item() / (first | second).sum().item()
         found[f"overlap_{name}_with_retained"] = (first & other).sum().item() / (first | other).sum().item()
     return found
@@ -59,15 +60,15 @@ def main(argv):
                 extra["method"], pairs = name, train.parse_pairs(one.forget, data.classes)
                 nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}  # generator.pt stays as it was trained
             if name == "saliency, weight 1":
-                torch.manual_seed(seed)
                 pecker = train.make_pecker(one, data, teacher)
                 pecker.generator.load_state_dict(nets["raw"].state_dict())
                 extra["masks"] = describe_masks(pecker)
             train.write_json(one.out / "extra.json", extra)  # what is known besides the figures of an ordinary run
             train.evaluate(one, data, classifier, teacher, nets)
     found = [one | {"compared": True} for one in results.read_runs(args.runs or paths)]
-    if len({(one["method"], one["seed"]) for one in found}) < len(found):
-        train.fail("two of these runs have the same method and seed: give runs of one teacher that differ in nothing else")
+    same = [[one["teacher_seed"], {**one["flags"], **dict.fromkeys(VARIED)}] for one in found]
+    if not found or len({(one["method"], one["seed"]) for one in found}) < len(found) or same != [same[0]] * len(same):
+        train.fail("give finished runs of one teacher, each with another method or seed and no other difference")
     print("", report.methods(found), "", report.claims(found), sep="\n")
 
 

@@ -21,8 +21,7 @@ def markdown(head, rows):
 
 
 def result(found):
-    figures = found[0]["figures"]
-    rows = [(FIGURES[key], *(f"{figures[net][key]:.3g}" for net in ("teacher", "generator"))) for key in MAIN]
+    rows = [(FIGURES[key], *(f"{found[0]['figures'][net][key]:.3g}" for net in ("teacher", "generator"))) for key in MAIN]
     return markdown(["", "before", "after"], rows)
 
 
@@ -51,7 +50,7 @@ def claims(found):
         words = ["{}, p {:.2g}, {}".format(*cells[name]).removesuffix(", ") if name in cells else "" for name in names]
         answer = " / ".join(sorted({answer for *_, answer in cells.values() if answer})) or "cannot be told"
         rows.append([f"{claim} than {control}", key, *words, answer])
-    return markdown(["the mask is", "measure", *names, "answer"], rows)
+    return markdown(["the mask is", "measure", *names, "answer"], rows) if rows else ""
 
 
 def relearning(found):

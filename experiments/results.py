@@ -38,7 +38,7 @@ def read_runs(folders):
             flags["data"] = Path(flags["data"]).name
             results.append(name | extra | found | about | {"flags": flags, "figures": metrics, "curve": curve})
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            print(f"left out: {folder} is not the folder of a finished run: {error!r}")
+            print(f"left out: {folder} is not the folder of a finished run, which `train.py evaluate` ends: {error!r}")
     return results
 
 

@@ -162,6 +162,8 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
     metrics.write_text(metrics.read_text().replace('"xi": 1.2', '"xi": 0.5'))
     with pytest.raises(SystemExit, match="other flags"):
         results.main([metrics.parent])
+    with pytest.raises(SystemExit):
+        compare.main(["--runs", str(metrics.parent), str(out / "saliency-1-seed0")])
 
 
 @pytest.mark.parametrize("only_embedding", [True, False])
