@@ -508,7 +508,6 @@ def load_product(folder, stage, settings, data):
         saved = torch.load(folder / file, map_location="cpu", weights_only=True)  # a pickle that wants to run code is refused
         for key, net in nets.items():
             net.load_state_dict(saved[key])
-        float(saved["seconds"])
     return nets
 
 
