@@ -25,7 +25,7 @@ VARIED = ("seed", "mask", "keep", "mask_every", "forget_weight")  # flags that r
 
 def describe_masks(pecker):
     """Is the mask signal, and is it about the class? Overlaps (intersection over union) of two masks, for generator and teacher:
-    both from images of the forgotten classes, none in common, or one from the retained classes."""
+    both from images of the forgotten classes, none in common, or one from the retained classes. This uses the Pecker up."""
     B, sets = pecker.batch_size, []
     for labels in (pecker.forgotten, pecker.forgotten, pecker.retained):
         c = pecker.draw_labels(labels, B)
