@@ -37,6 +37,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 # --- Noise, and the network that predicts it (DDPM) ------------------------------------------------------------------
 
@@ -131,8 +132,7 @@ def distillation_loss(x0_teacher, x0_fake, x, xi):
     """
     w = 1 / (x0_teacher - x).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5).detach()
     Q = x0_teacher - x0_fake
-    loss = w * ((1 - xi) * Q.square() + Q * (x0_fake - x))
-    return loss.sum(dim=(1, 2, 3)).mean()
+    return (w * ((1 - xi) * Q.square() + Q * (x0_fake - x))).sum(dim=(1, 2, 3)).mean()
 
 
 def saliency_mask(gradients, keep):
@@ -184,10 +184,9 @@ class Pecker:
         T = len(schedule.alpha)
         if not 0 < len(pairs) < num_classes:
             raise ValueError(f"{len(pairs)} of {num_classes} classes to forget: give at least one and retain at least one")
+        if outside := [label for label in (*pairs, *pairs.values()) if not 0 <= label < num_classes]:
+            raise ValueError(f"label {outside[0]} is out of range: give labels in 0..{num_classes - 1}")
         for forget, cover in pairs.items():
-            for label in (forget, cover):
-                if not 0 <= label < num_classes:
-                    raise ValueError(f"label {label} is out of range: give labels in 0..{num_classes - 1}")
             if cover in pairs:
                 raise ValueError(f"label {cover} covers {forget} but is forgotten itself: give a retained class as cover")
         if mask not in ("saliency", "random", "none"):
@@ -299,16 +298,17 @@ class Pecker:
     def update_generator(self, retain, forget):
         """Labels (B,), (B,). Steps 5, 6: one Adam step on  retain_weight * grad L_retain + mask * forget_weight * grad L_forget.
 
-        L_retain: the teacher is asked for the label that the generator was asked for. L_forget: the generator is asked
-        for the forgotten label, the teacher for its cover. Eq. 4, 7. Term by term, which needs half the memory.
+        L_retain: generator and teacher are asked for the same label. L_forget: the teacher for the cover instead. Eq. 4, 7.
+        Term by term, for half the memory. Above 32 images checkpoint makes the teacher's activations twice, for a quarter less.
         """
         log, gradients = {}, []
+        teacher = self.teacher if len(retain) <= 32 else lambda *given: checkpoint(self.teacher, *given, use_reentrant=False)
         terms = ("retain", retain, retain, self.retain_weight), ("forget", forget, self.cover_of[forget], self.forget_weight)
         for term, c_fake, c_teacher, term_weight in terms:
             x = generate(self.generator, self.schedule, self.draw_noise(len(c_fake)), c_fake, self.t_init)
             t = self.draw_times(len(x), self.t_min, self.t_max)
             noisy = self.schedule.add_noise(x, t, self.draw_noise(len(x)))
-            x0_teacher = self.schedule.predict_x0(noisy, t, self.teacher(noisy, t, c_teacher))
+            x0_teacher = self.schedule.predict_x0(noisy, t, teacher(noisy, t, c_teacher))
             x0_fake = self.schedule.predict_x0(noisy, t, self.fake_score(noisy, t, c_fake))
             loss = distillation_loss(x0_teacher, x0_fake, x, self.xi)
             # To the weights, through x itself AND through `noisy`, from which predict_x0 and both frozen networks make x0.

@@ -204,16 +204,16 @@ def slow_steps(teacher, masks, *, lr, fake_score_lr, retain_weight, forget_weigh
     return (fake, generator, average), [loss.item() for loss in errors + distances]
 
 
-@pytest.mark.parametrize("mask, every, due, changed", [
-    ("none", 1, [0], dict(forget_weight=0.01)),  # SFD
-    ("saliency", 2, [0, 2], dict(grad_clip=1e6)),  # PECKER
-    ("random", 1, [0, 1, 2], dict(forget_weight=0.5, retain_weight=2.0, xi=1.0)),
+@pytest.mark.parametrize("mask, every, due, size, changed", [
+    ("none", 1, [0], B, dict(forget_weight=0.01)),  # SFD
+    ("saliency", 2, [0, 2], 12 * B, dict(grad_clip=1e6)),  # PECKER, every image twelve times
+    ("random", 1, [0, 1, 2], B, dict(forget_weight=0.5, retain_weight=2.0, xi=1.0)),
 ])  # fmt: skip
-def test_steps_equal_algorithm_1_written_out(mask, every, due, changed):
+def test_steps_equal_algorithm_1_written_out(mask, every, due, size, changed):
     flags = dict(lr=0.02, fake_score_lr=0.01, retain_weight=1.0, forget_weight=1.0, xi=1.2, grad_clip=1.0)
     flags |= dict(t_min=20, t_init=300, t_max=601, ema=0.8) | changed
     teacher = ConvNet().double()
-    pecker = make_pecker(teacher, mask=mask, mask_every=every, keep=0.3, **flags)
+    pecker = make_pecker(teacher, mask=mask, mask_every=every, keep=0.3, batch_size=size, num_forget_images=40, **flags)
     for optimizer in (pecker.fake_score_optimizer, pecker.generator_optimizer):
         optimizer.param_groups[0]["eps"] = 1.0
     drawn, masks = fix_draws(pecker), []
@@ -229,8 +229,8 @@ def test_steps_equal_algorithm_1_written_out(mask, every, due, changed):
     for net in (pecker.teacher, pecker.fake_score, pecker.ema):  # frozen: a gradient runs through them, their weights get none
         assert all(w.dtype == torch.float64 and w.grad is None and not w.requires_grad for w in net.parameters())
     assert [i for i in range(3) if i == 0 or masks[i] is not masks[i - 1]] == due
-    refresh, D_f = (2 * B, 8) if mask == "saliency" else (0, 0)  # the controls need no images to forget
-    assert drawn == dict(noise=3 * 8 * B + refresh + D_f, times=3 * 4 * B + refresh, labels=3 * 2 * B + D_f)  # each draw is fresh
+    refresh, D_f = (2 * size, 40) if mask == "saliency" else (0, 0)  # the controls need no images to forget
+    assert drawn == dict(noise=24 * size + refresh + D_f, times=12 * size + refresh, labels=6 * size + D_f)  # each draw is fresh
 
 
 def test_saliency_is_the_gradient_of_the_noise_error_on_images_drawn_once_by_the_teacher():
