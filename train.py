@@ -19,7 +19,6 @@ import json
 import math
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -299,7 +298,7 @@ def load_data(settings):
                         torchvision.datasets.utils.extract_archive(str(packed))
                 source, *parts = SOURCES[name]
                 sets = [source(settings.data_dir, part, transform=square, download=True) for part in parts]
-                classes = ["-".join(re.findall(r"[a-z0-9]+", one.lower())) for one in sets[0].classes]  # fit for files, flags
+                classes = [one.lower().replace(" ", "-").replace("/", "-") for one in sets[0].classes]  # fit for files, flags
             else:
                 parts = [Path(name, "train"), Path(name, "test")]
                 parts = parts if all(part.is_dir() for part in parts) else [name]
