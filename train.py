@@ -430,15 +430,14 @@ def measure(data, classifier, real_features, pairs, net, labels, steps=None, see
     histogram = guess[forgotten].bincount(minlength=len(data.classes)) / forgotten.sum()
     share = lambda condition: condition.double().mean().item()  # noqa: E731
 
-    def if_enough(metric, *sets):
-        with contextlib.suppress(ValueError):
-            return metric(*sets)
-
     def frechet(drawn, asked):  # each real class counts as often as it is in the labels `asked`
         drawn_counts, counts = (c.bincount(minlength=len(data.classes)) for c in (asked, test_labels))
-        return if_enough(frechet_distance, real_features, drawn, (drawn_counts / counts)[test_labels])
+        with contextlib.suppress(ValueError):  # too few images: None
+            return frechet_distance(real_features, drawn, (drawn_counts / counts)[test_labels])
 
-    precision, recall = (None if curve else if_enough(precision_recall, retained_real, features[~forgotten])) or (None, None)
+    precision = recall = None
+    with contextlib.suppress(ValueError):
+        precision, recall = (None, None) if curve else precision_recall(retained_real, features[~forgotten])
     return {
         "unlearning_accuracy": share(guess[forgotten] != labels[forgotten]),
         "cover_share": share(guess[forgotten] == cover_of[labels[forgotten]]),
