@@ -449,10 +449,10 @@ def out(whole, tmp_path):
 
 
 def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
-    flags = "--data a/photos --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
-    given = dict(data="a/photos", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
+    flags = "--data own/a/.. --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
+    given = dict(data="own/a/..", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
     few = dict(classifier_steps=300, pretrain_steps=300, steps=300, lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=40)
-    expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/photos"), device="cpu")
+    expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/own"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
     status, printed, _ = run("--help")
     assert status == 0 and all(f"--{name.replace('_', '-')} " in printed for name in expected)
