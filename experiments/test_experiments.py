@@ -182,10 +182,10 @@ def test_relearning_tunes_a_copy_and_only_what_it_says_until_the_class_is_back(o
 def test_relearn_fills_its_table_beside_a_teacher_that_never_saw_the_class(finished, monkeypatch, capsys):
     seen, spans, train_teacher, steps_until_back = [], set(), train.train_teacher, relearn.steps_until_back
     monkeypatch.setattr(train, "train_teacher", lambda one, data: seen.append(data.labels.unique()) or train_teacher(one, data))
-    monkeypatch.setattr(relearn, "steps_until_back", lambda *a: spans.add(a[-2:]) or steps_until_back(*a))
+    monkeypatch.setattr(relearn, "steps_until_back", lambda *a: spans.add((0 in a[1].labels, *a[-2:])) or steps_until_back(*a))
     relearn.main(["--run", str(finished), "--images", "5", "--seeds", "2"], limit=1)
     rows = json.loads((finished / "relearn.json").read_text("utf-8"))["rows"]
-    assert spans == {(1, 2), (20, 40)}  # on retained pictures 20 times as long
+    assert spans == {(True, 1, 2), (False, 20, 40)}  # on retained pictures, without red-disc, 20 times as long
     assert len(rows) == 9 and all({len(row["ddim"]), len(row["one_step"])} == {2} for row in rows.values())
     assert "| retrained teacher | all, retained images |" in capsys.readouterr().out
     seed, own = (train.read_settings(finished / folder)["flags"]["seed"] for folder in ("relearn/retrained", "."))
