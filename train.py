@@ -620,9 +620,9 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         write_json(settings.out / "log.jsonl", *earlier, *history, indent=None)
 
     record(*(look(0) if done == 0 else ()))  # also drops the lines after the step from which the run continues
-    log_every, last_save, stop = max(1, total // 20), time.monotonic(), None
-    stopping["looping"] = True
-    while done < total and not stop:
+    log_every, last_save = max(1, total // 20), time.monotonic()
+    while done < total:
+        stopping["looping"] = True
         begin, done = time.perf_counter(), done + 1
         losses = step()
         sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}  # on the device: no waiting for it
@@ -642,16 +642,15 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
             sums = {}
         if done in looks:
             record(*look(done))
-        stop = stopping["signal"]
-        if save_now or done == total or stop:
+        if save_now or done == total or stopping["signal"]:
             state = {"stage": stage, "done": done, "seconds": seconds, "history": history, "sums": sums}
             state |= {name: part.state_dict() for name, part in parts.items()} | {"random_state": backend.get_rng_state()}
             write(path, functools.partial(torch.save, state))
             last_save = time.monotonic()
-    stopping["looping"] = False
-    if stopping["signal"]:  # also one that came while the last step was saved
-        print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
-        raise SystemExit(128 + stopping["signal"])
+            stopping["looping"] = False  # what comes from here to the next step ends the program at once: all is saved
+            if stopping["signal"]:
+                print(f"{stage}: stopped and saved at step {done}; the same command continues", flush=True)
+                raise SystemExit(128 + stopping["signal"])
     weights = {key: {name: weight.cpu() for name, weight in net.eval().state_dict().items()} for key, net in nets.items()}
     if not all(weight.isfinite().all() for net in weights.values() for weight in net.values()):
         fail(f"{stage}: a weight is not finite after the last step: give lower learning rates and another --out")
