@@ -835,10 +835,9 @@ def estimate(command, settings, data):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
         calls["pecker"] = lambda: unlearn(throwaway, data, classifier, net)["raw"]
-        seconds = {stage: round(calls[stage](), 1) for stage in stages}
-        if command == "all":
-            batches = settings.images * len(data.classes) * (settings.ddim_steps + 3) / 50
-            seconds["evaluate"] = round(seconds_of(settings, lambda: draw_pictures(net, *data.batch(50)), batches), 1)
+        batches = settings.images * len(data.classes) * (settings.ddim_steps + 3) / 50
+        calls["evaluate"] = lambda: seconds_of(settings, lambda: draw_pictures(net, *data.batch(50)), batches)
+        seconds = {stage: round(calls[stage](), 1) for stage in stages + ["evaluate"] * (command == "all")}
     words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
     earlier = [line for line in read_log(settings.out) if line["stage"] != "estimate"]
