@@ -451,8 +451,8 @@ def out(whole, tmp_path):
 def test_every_setting_is_a_flag_and_a_preset_is_what_is_not_given():
     flags = "--data own/a/.. --no-flip --multipliers 1 3 --attention --forget 0:1 2:3 --keep .25 --xi -1 --seed 1 --bf16"
     given = dict(data="own/a/..", flip=False, multipliers=(1, 3), attention=(), forget=("0:1", "2:3"), keep=0.25, xi=-1.0, seed=1)
-    few = dict(classifier_steps=300, pretrain_steps=300, steps=300, lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=40)
-    expected = vars(train.SMALL) | given | few | dict(bf16=True, out=Path("runs/own"), device="cpu")
+    few = dict(bf16=True, classifier_steps=300, pretrain_steps=300, steps=300, lr=1.2e-4, fake_score_lr=1.2e-4, ema_half_life=40)
+    expected = vars(train.Settings(size="small")) | train.SMALL | given | few | dict(out=Path("runs/own"), device="cpu")
     assert train.parse_args([*flags.split(), "--device", "cpu"]) == ("all", train.Settings(**expected))
     status, printed, _ = run("--help")
     assert status == 0 and all(f"--{name.replace('_', '-')} " in printed for name in expected)
@@ -467,7 +467,7 @@ def test_size_and_precision_follow_the_device_and_a_folders_steps_its_pictures(w
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         for fast, capability in ((True, (8, 0)), (False, (7, 5))):  # older cards than 8.0 claim bfloat16, and fail
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-            assert (settings(data).steps, settings(data).bf16) == (train.PRESETS[data]["full"].steps, fast)
+            assert (settings(data).steps, settings(data).bf16) == (train.PRESETS[data, "full"]["steps"], fast)
     refused(["--out", tmp_path, "--bf16"], "--bf16 needs", folder=tmp_path)
     assert train.parse_args(["--out", str(whole)])[1].size == "small"  # as it was begun
     assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))

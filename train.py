@@ -99,29 +99,25 @@ def pecker_steps(steps, width):
     return dict(steps=steps, lr=rate, fake_score_lr=rate, ema_half_life=round(steps / 7.5, 1))
 
 
-FULL = Settings(
-    data="cifar10", size="full", image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2,
-    attention=(16,), classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
+FULL = dict(
+    image_size=32, forget=("airplane:automobile",), width=64, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,),
+    classifier_width=64, classifier_steps=6000, pretrain_steps=40000, pretrain_batch_size=256, pretrain_lr=1e-3,
     forget_weight=1.0, t_max=712, batch_size=128, ddim_steps=50, images=1000, **pecker_steps(4000, 64),
 )  # fmt: skip
-SMALL = dataclasses.replace(
-    FULL, size="small", width=48, patch=2, multipliers=(1, 2, 2), blocks=1, attention=(8,), classifier_width=24,
-    classifier_steps=3000, pretrain_steps=12000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20,
-    images=200, **pecker_steps(600, 48),
+SMALL = FULL | dict(
+    width=48, patch=2, multipliers=(1, 2, 2), blocks=1, attention=(8,), classifier_width=24, classifier_steps=3000,
+    pretrain_steps=12000, pretrain_batch_size=64, pretrain_lr=2e-3, batch_size=32, ddim_steps=20, images=200,
+    **pecker_steps(600, 48),
 )  # fmt: skip
-FASHION = dict(data="fashion", image_size=28, forget=("sneaker:bag",), attention=(7,))
-STL10 = dict(data="stl10", image_size=64, forget=("airplane:car",))
-PRESETS = {
-    "shapes": dict.fromkeys(("small", "full"), Settings()),
-    "fashion": {
-        "small": dataclasses.replace(SMALL, **FASHION, multipliers=(1, 2), classifier_steps=9000, pretrain_steps=4000),
-        "full": dataclasses.replace(FULL, **FASHION, multipliers=(1, 2, 2), pretrain_steps=20000, **pecker_steps(2000, 64)),
-    },
-    "cifar10": {"small": SMALL, "full": FULL},
-    "stl10": {
-        "small": dataclasses.replace(SMALL, **STL10),
-        "full": dataclasses.replace(FULL, **STL10, multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128),
-    },
+FASHION = dict(image_size=28, forget=("sneaker:bag",), attention=(7,))
+STL10 = dict(image_size=64, forget=("airplane:car",))
+PRESETS = {  # what differs from the defaults, which are for shapes
+    ("fashion", "small"): SMALL | FASHION | dict(multipliers=(1, 2), classifier_steps=9000, pretrain_steps=4000),
+    ("fashion", "full"): FULL | FASHION | dict(multipliers=(1, 2, 2), pretrain_steps=20000) | pecker_steps(2000, 64),
+    ("cifar10", "small"): SMALL,
+    ("cifar10", "full"): FULL,
+    ("stl10", "small"): SMALL | STL10,
+    ("stl10", "full"): FULL | STL10 | dict(multipliers=(1, 2, 2, 2, 2), batch_size=64, pretrain_batch_size=128),
 }
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 SHARED = ("data", "classifier", "teacher")  # groups of settings that go with a teacher from one run folder to another
@@ -196,14 +192,15 @@ def parse_args(argv):
         flags = read_settings(folder)["flags"].items()
         found |= {name: value for name, value in flags if GROUP_OF[name] in groups or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
-    preset = PRESETS.get(known["data"], PRESETS["cifar10"])[known["size"]]
-    if known["data"] not in PRESETS:  # fewer pictures need fewer steps; photographs do not bear the rates of less than 300
+    own = known["data"] not in ("shapes", *SOURCES)
+    preset = PRESETS.get(("cifar10" if own else known["data"], known["size"]), {})
+    if own:  # fewer pictures need fewer steps; photographs do not bear the rates of less than 300
         folders = os.walk(known["data"], followlinks=True)
         pictures = sum(torchvision.datasets.folder.is_image_file(name) for *_, names in folders for name in names)
         share = math.sqrt(pictures / 60000)
-        steps = {key: max(300, round(share * getattr(preset, key))) for key in ("classifier_steps", "pretrain_steps", "steps")}
-        preset = dataclasses.replace(preset, **steps | pecker_steps(steps["steps"], known.get("width", preset.width)))
-    return command, dataclasses.replace(preset, **known)
+        steps = {key: max(300, round(share * preset[key])) for key in ("classifier_steps", "pretrain_steps", "steps")}
+        preset = preset | steps | pecker_steps(steps["steps"], known.get("width", preset["width"]))
+    return command, Settings(**preset | known)
 
 
 # --- data: one uint8 tensor on the device; [-1, 1] inside networks ---------------------------------------------------
