@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import pecker
 import train
 from experiments import ablations, bench, claims, compare, planted_bugs, plots, probe, relearn, report, results, tour
 from pecker import NoiseSchedule, Pecker
@@ -46,8 +45,7 @@ def test_intervals_and_p_values_are_students():
     for n, quantile in table.items():
         values = np.random.default_rng(n).normal(size=n + 1)
         mean, half, _ = claims.student(values)
-        assert mean == pytest.approx(values.mean())
-        assert half == pytest.approx(quantile * values.std(ddof=1) / (n + 1) ** 0.5, rel=1e-4)
+        assert (mean, half) == pytest.approx((values.mean(), quantile * values.std(ddof=1) / (n + 1) ** 0.5), rel=1e-4)
         assert claims.student(values - values.mean() + half)[2] == pytest.approx(0.05, rel=1e-3)  # zero is just outside
     assert claims.student([0, 0]) == (0, 0, 1) and claims.student([0.3, 0.1 + 0.2, 0.3])[1:] == (0, 0.25)
 
@@ -215,16 +213,18 @@ def test_ablations_change_one_thing_and_leave_a_picture_each(finished, tmp_path,
     assert not any(all(torch.equal(default[key], other[key]) for key in default) for other in others)
 
 
-def test_bench_prints_parts_and_memory_without_data(capsys):
+def test_bench_prints_parts_and_memory_without_data(capsys, monkeypatch):
+    monkeypatch.setattr(train, "seconds_of", lambda settings, call, times: call() and times / 4)
     bench.main([*TINY, "--data", "cifar10"], rounds=1)
-    assert "step 4, mask" in (printed := capsys.readouterr().out) and "peak memory" in printed
+    assert (printed := capsys.readouterr().out).count(" 250.0 ms") == 4 and 0.1 < float(printed.split()[-2]) < 10  # GiB
 
 
-def test_the_tour_ends_with_its_picture(tmp_path, monkeypatch):
+def test_the_tour_ends_with_its_picture_and_with_the_flags_of_the_default(tmp_path, monkeypatch):
+    made, default = {}, vars(train.Settings()) | dict(ema=0.5 ** (1 / train.Settings.ema_half_life))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pecker, "sample_ddim", lambda net, schedule, noise, c, steps: noise)  # what the mask is made from
+    monkeypatch.setattr(tour, "Pecker", lambda *given, **flags: made.update(flags) or Pecker(*given, **flags))
     tour.main(teacher_steps=2, pecker_steps=1)
-    assert Path("runs/tour.png").stat().st_size > 1000
+    assert Path("runs/tour.png").stat().st_size > 1000 and made == made | {name: default[name] for name in default.keys() & made}
 
 
 def test_planted_bugs_are_small_changes_of_functions_and_of_nothing_else():
