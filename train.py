@@ -827,7 +827,7 @@ def estimate(command, settings, data):
     if not stages or (settings.out / "resume.pt").exists():
         return
     steps = {name: max(2, getattr(settings, name)) for name in ("classifier_steps", "pretrain_steps")}  # as two are timed
-    throwaway = dataclasses.replace(settings, **steps, out=None)  # train() then gives seconds instead of networks
+    throwaway = dataclasses.replace(settings, **steps, ddim_steps=1, out=None)  # train() then gives seconds instead of networks
     with torch.random.fork_rng(devices=[]):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
