@@ -717,8 +717,8 @@ def train_teacher(settings, data):
     return train(settings, data, "teacher", settings.pretrain_steps, images, step, parts, nets)["weights"]
 
 
-def make_pecker(settings, data, teacher, names=Pecker.__init__.__kwdefaults__):
-    flags = {name: value for name, value in vars(settings).items() if name in names}  # a subclass gets the same
+def make_pecker(settings, data, teacher):
+    flags = {name: value for name, value in vars(settings).items() if name in Pecker.__init__.__kwdefaults__}
     flags |= {"ema": 0.5 ** (1 / settings.ema_half_life), "num_forget_images": max(256, 2 * settings.batch_size)}
     pairs, schedule = parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
     return Pecker(teacher, schedule, pairs, len(data.classes), data.images.shape[1:], **flags)
