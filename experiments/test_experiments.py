@@ -12,7 +12,7 @@ from torch import nn
 
 import train
 from experiments import ablations, bench, claims, compare, planted_bugs, plots, probe, relearn, report, results, tour
-from pecker import NoiseSchedule, Pecker, generate
+from pecker import NoiseSchedule, Pecker, generate, noise_prediction_loss
 from unet import UNet
 
 torch.set_num_threads(1)  # the networks are too small for more
@@ -50,9 +50,8 @@ def test_intervals_and_p_values_are_students():
 
 
 def test_two_halves_of_the_seeds_of_one_method_differ_as_seldom_as_the_interval_says():
-    rng = np.random.default_rng(0)
-    found = [claims.student(rng.normal(size=5) - rng.normal(size=5)) for _ in range(400)]
-    assert np.mean([abs(mean) < half for mean, half, _ in found]) == pytest.approx(0.95, abs=0.025)
+    one, other = np.random.default_rng(0).normal(size=(2, 400, 5))
+    assert np.mean([abs(mean) < half for mean, half, _ in map(claims.student, one - other)]) == pytest.approx(0.95, abs=0.025)
 
 
 def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_keeps_their_order():
@@ -117,26 +116,24 @@ def test_plots_put_numbers_where_they_belong():
 
 
 def test_the_trivial_baseline_copies_the_row_of_the_cover():
-    net = small_unet()
-    old, new = net.embed_class.weight, relearn.copy_cover_rows(net, {0: 2}).embed_class.weight
-    assert torch.equal(new, old[[2, 1, 2]]) and not torch.equal(old[0], old[2])
+    new = relearn.copy_cover_rows(net := small_unet(), {0: 2}).embed_class.weight
+    assert torch.equal(new, (old := net.embed_class.weight)[[2, 1, 2]]) and not torch.equal(old[0], old[2])
 
 
 def test_masks_of_disjoint_images_are_described_beside_chance():
     one = Pecker(small_unet(), NoiseSchedule(), {0: 1}, 3, (3, 8, 8), batch_size=3, ddim_steps=2, num_forget_images=6)
-    described = compare.describe_masks(one)
-    assert described["overlap_by_chance"] == pytest.approx(1 / 3) and len(described) == 5
-    assert all(0 < value < 1 for value in described.values())
+    shares = compare.describe_masks(one)
+    assert [0 < share < 1 for share in shares.values()] == 5 * [True] and shares["overlap_by_chance"] == pytest.approx(1 / 3)
 
 
 def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp_path, capsys, monkeypatch):
     out = tmp_path / "runs"
     argv = ["--run", str(finished), "--out", str(out), "--seeds", "2", "--methods", "saliency, weight 1", "copied row"]
     compare.main(argv)
-    before = (out / "copied-row-seed0" / "metrics.json").read_bytes()
+    before = (metrics := out / "copied-row-seed0" / "metrics.json").read_bytes()
     compare.main([*argv, "none, weight 1"])
     assert "| faster than none, weight 1 | steps |" in capsys.readouterr().out
-    assert (out / "copied-row-seed0" / "metrics.json").read_bytes() == before
+    assert metrics.read_bytes() == before
 
     (out / "none-1-seed0" / "metrics.json").unlink()
     compare.main(["--runs", *map(str, out.iterdir()), str(tmp_path)])
@@ -150,7 +147,6 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
     assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load("fashion")
     assert kept[1]["curve"]["raw"]["frechet_distance"] == pytest.approx(raw, rel=1e-4)
     assert "overlap_by_chance" in kept[1]["masks"] and str(tmp_path) not in json.dumps(kept)
-    metrics = out / "copied-row-seed0" / "metrics.json"
     metrics.write_text(metrics.read_text().replace('"xi": 1.2', '"xi": 0.5'))
     with pytest.raises(SystemExit, match="other flags"):
         results.main([metrics.parent])
@@ -219,12 +215,16 @@ def test_bench_prints_parts_and_memory_without_data(capsys, monkeypatch):
     assert (printed := capsys.readouterr().out).count(" 250.0 ms") == 4 and 0.1 < float(printed.split()[-2]) < 10  # GiB
 
 
-def test_the_tour_ends_with_its_picture_and_with_the_flags_of_the_default(tmp_path, monkeypatch):
-    made, default = {}, vars(train.Settings()) | dict(ema=0.5 ** (1 / train.Settings.ema_half_life))
+def test_the_tour_learns_has_the_flags_of_the_default_and_ends_with_its_picture(tmp_path, monkeypatch):
+    made, losses, steps, default = {}, [], [], vars(train.Settings()) | dict(ema=0.5 ** (1 / train.Settings.ema_half_life))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tour, "noise_prediction_loss", lambda *of: losses.append(loss := noise_prediction_loss(*of)) or loss)
+    monkeypatch.setattr(Pecker, "step", lambda self, step=Pecker.step: steps.append(step(self)))
     monkeypatch.setattr(tour, "Pecker", lambda *given, **flags: made.update(flags) or Pecker(*given, **flags))
-    tour.main(teacher_steps=2, pecker_steps=1)
-    assert Path("runs/tour.png").stat().st_size > 1000 and made == made | {name: default[name] for name in default.keys() & made}
+    tour.main(teacher_steps=5, pecker_steps=2)
+    assert [loss.item() for loss in losses] == pytest.approx([0.1163, 0.1009, 0.136, 0.0818, 0.1163], rel=2e-3)  # recorded
+    assert made == made | {name: default[name] for name in default.keys() & made} and len(steps) == 2
+    assert train.Image.open("runs/tour.png").size == (10 * 66 + 2, 6 * 66 + 2)  # six rows of ten
 
 
 def test_planted_bugs_are_small_changes_of_functions_and_of_nothing_else():
