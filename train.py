@@ -225,8 +225,7 @@ class Data:
 
     def fixed_noise(self, count, seed):
         """(count, C, S, S) ~ N(0, 1): the same for the same seed, on every device."""
-        noise = torch.randn(count, *self.images.shape[1:], generator=torch.Generator().manual_seed(seed))
-        return noise.to(self.images.device)
+        return torch.randn(count, *self.images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(self.images.device)
 
 
 def to_float(images):
@@ -373,10 +372,8 @@ def frechet_distance(real, fake, sample_weights=None):
     if min(len(real), len(fake)) <= real.shape[1]:
         raise ValueError(f"{min(len(real), len(fake))} images are too few for {real.shape[1]} features: give more images")
     covariance_real, covariance_fake = real.T.cov(aweights=w), fake.T.cov()
-    # The trace of the root is the sum of the roots of the eigenvalues of the symmetric R C_f R, R = C_r^(1/2).
-    values, vectors = torch.linalg.eigh(covariance_real)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    overlap = torch.linalg.eigvalsh(root @ covariance_fake @ root).clamp(min=0).sqrt().sum()
+    # The trace of the root is the sum of the roots of the eigenvalues, which are real and not below zero.
+    overlap = torch.linalg.eigvals(covariance_real @ covariance_fake).real.clamp(min=0).sqrt().sum()
     difference = (w @ real / w.sum() - fake.mean(0)).square().sum()
     return (difference + covariance_real.trace() + covariance_fake.trace() - 2 * overlap).clamp(min=0).item()
 
