@@ -249,7 +249,7 @@ def draw_shapes(per_class, seed, size=16):
     vary = functools.partial(rng.uniform, size=(len(labels), 1, 1))
     rows, columns = np.mgrid[:size, :size] * 16 / size  # a sixteenth of the picture is 1
     x, y = columns - vary(6.5, 8.5), rows - vary(6.5, 8.5)  # (N, size, size), from the centre
-    r = vary(5.0, 6.5)  # half the height of the shape
+    r = vary(5.0, 6.5)  # about half the height of the shape
     radius, across, along = np.hypot(x, y), abs(x), abs(y)
     distances = [  # of each pixel to the edge; it is covered where that is negative
         radius - r,

@@ -24,7 +24,7 @@ def picture(title, name, low, high, left, right, bottom, draw):
     parts = [text(60, 18, title, "start"), text((left + right) / 2, bottom + 36, name), *draw(at)]
     step = next(digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5) if high - low <= 6 * digit * 10.0**power)
     for x in np.arange(np.ceil(low / step), high / step + 0.001) * step:
-        parts += [line(at(x), bottom, at(x), bottom + 4), text(at(x), bottom + 18, f"{x:.3g}")]
+        parts += [line(at(x), bottom, at(x), bottom + 4), text(at(x), bottom + 18, f"{x + 0:.3g}")]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {bottom + 44}" font-family="sans-serif" font-size="12">'
     return "\n".join([head, *parts, "</svg>", ""])
 
