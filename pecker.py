@@ -315,7 +315,7 @@ class Pecker:
             gradients.append(torch.autograd.grad(term_weight * loss, self.weights, materialize_grads=True))
             log[f"{term}_loss"] = loss.detach()
         for weight, g_retain, g_forget, m in zip(self.weights, *gradients, self.mask, strict=True):
-            weight.grad = g_retain + m * g_forget
+            weight.grad = torch.empty_like(weight).copy_(g_retain + m * g_forget)  # in its strides: the fused Adam asks for none
         nn.utils.clip_grad_value_(self.weights, self.grad_clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
