@@ -18,7 +18,7 @@ import io
 import json
 import math
 import os
-import platform
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +135,8 @@ def explained(what, advice):
     """An error inside ends the program in one sentence; torch and PIL raise many kinds of them."""
     try:
         yield
+    except torch.OutOfMemoryError:  # of a GPU: run_program() knows better what to do
+        raise
     except Exception as error:
         fail(f"{what}: {(str(error) or type(error).__name__).splitlines()[0]}: {advice}")
 
@@ -263,7 +265,7 @@ def draw_shapes(per_class, seed, size=16):
     colour = np.array(list(COLOURS.values()))[labels // len(SHAPES)] + rng.uniform(-0.1, 0.1, (len(labels), 3))
     background = rng.uniform(0.4, 0.6, (len(labels), 1, 1, 1))
     images = covered * colour[:, :, None, None] + (1 - covered) * background
-    return torch.from_numpy((images * 255).round().clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+    return torch.from_numpy((images * 255).round().clip(0, 255).astype(np.uint8)), torch.from_numpy(labels).long()
 
 
 # The data sets of torchvision, and what their second argument says of the part to train on and the part to test with.
@@ -296,7 +298,7 @@ def load_data(settings):
                 sets = [source(settings.data_dir, part, transform=square, download=True) for part in parts]
                 classes = [one.lower().replace(" ", "-").replace("/", "-") for one in sets[0].classes]  # fit for files, flags
             else:
-                parts = [Path(name, "train"), Path(name, "test")]
+                parts = [Path(name, "train"), Path(name, "test" if Path(name, "test").is_dir() else "val")]
                 parts = parts if all(part.is_dir() for part in parts) else [name]
                 sets = [torchvision.datasets.ImageFolder(part, transform=square, loader=read_picture) for part in parts]
                 classes = sets[0].classes
@@ -470,12 +472,12 @@ def write_json(path, *values, indent=1):
 
 
 def environment(settings):
-    name = torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else settings.device
     versions, commit = {library.__name__: library.__version__ for library in (torch, torchvision, np)}, ""
     with contextlib.suppress(OSError):  # there may be no git
         git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    return {"device": f"{settings.device} ({name})", "threads": torch.get_num_threads(), "versions": versions, "commit": commit}
+    return {"device": device, "threads": torch.get_num_threads(), "versions": versions, "commit": commit}
 
 
 def read_settings(folder):
@@ -487,7 +489,7 @@ def read_settings(folder):
         saved = json.loads(path.read_text(encoding="utf-8"))
         values = {name: saved["flags"][name] for name in FIELDS}
         flags = {name: value if value is None else FIELDS[name].type(value) for name, value in values.items()}
-        return {"flags": flags, "classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
+        return saved | {"flags": flags, "classes": list(saved["classes"]), "teacher_seed": int(saved["teacher_seed"])}
 
 
 def load_product(folder, stage, settings, data):
@@ -515,12 +517,13 @@ def open_folder(command, settings, data):
         fail(f"{out} lacks a file that its generator was made from: give another --out")
     # A group named like a stage binds from the stage's first file on (product or resume.pt); "place" never does.
     begun = [*PRODUCTS][: max(i * there for i, there in enumerate(made, 1)) + (out / "resume.pt").exists()]
+    about = {"classes": data.classes, "pictures": len(data.images)}
     for folder, groups in (out if begun else None, ("data", "run", "precision", *begun)), (settings.teacher, SHARED):
         found = read_settings(folder)
         seed = found.get("teacher_seed", seed)
         was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
         words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
-        words += [f"the classes {', '.join(found['classes'])}"] if found.get("classes", data.classes) != data.classes else []
+        words += [f"the {name} {in_words(found[name])}" for name in about if found.get(name, about[name]) != about[name]]
         if words:
             fail(f"{folder} was made with {', '.join(words)}: give the same to continue, or another --out for a new run")
     needed = [*PRODUCTS][: max(COMMANDS[command].start, 2 * bool(settings.teacher))]
@@ -531,9 +534,9 @@ def open_folder(command, settings, data):
         if (out / file).exists() and (out / file).read_bytes() != (folder / file).read_bytes():
             fail(f"{out} was made from another {stage} than {folder / file}: leave --teacher out, or give another --out")
     read_log(out)
-    if not all(made):  # settings.json stays that of the code which made the products
+    if not all(made):  # settings.json stays that of the code which made the last product
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "settings.json", {"teacher_seed": seed, "flags": now, "classes": data.classes} | environment(settings))
+        write_json(out / "settings.json", {"teacher_seed": seed, "flags": now} | about | environment(settings))
         for name in ("classifier.pt", "teacher.pt") if settings.teacher else ():
             write(out / name, lambda file: file.write((home / name).read_bytes()))
 
@@ -600,7 +603,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     backend = torch if settings.device == "cpu" else getattr(torch, settings.device)  # has the random state of the steps
     done, seconds, history, sums = 0, 0.0, [], {}
     if path.exists():
-        with explained(f"{path} is damaged or does not belong here", "delete it, or give another --out"):
+        with explained(f"{path} is damaged or of another device", "continue where it began, delete it, or give another --out"):
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved["stage"] == stage:
                 done, seconds, history, sums = (saved[name] for name in ("done", "seconds", "history", "sums"))
@@ -874,8 +877,8 @@ def run_program(main):
         main(sys.argv[1:])
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or give another --out, then run it again")
-    except (MemoryError, RuntimeError) as error:  # torch has no one class for a lack of memory
-        if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # torch has no one class for a lack of memory, nor one sentence
+        if not isinstance(error, MemoryError) and not re.search("out of memory|(can't|not enough|cannot) .*memory", str(error)):
             raise
         fail("not enough memory: give smaller --batch-size, --pretrain-batch-size, --images or --width, and another --out")
 
