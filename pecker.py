@@ -173,7 +173,7 @@ class Pecker:
     ddim_steps     network evaluations per image of D_f, of which there are num_forget_images, at least batch_size
     seed           of everything drawn by chance; torch's global state is neither read nor changed
 
-    Results: `generator` (raw weights) and `ema` (their moving average), both for generate(...) with this t_init.
+    Results: `generator` and `ema`, its moving average, for generate() with this t_init. In torch.autocast: cache_enabled=False.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Pecker:
         keep=0.5, mask="saliency", mask_every=1, lr=1e-5, fake_score_lr=1e-5, batch_size=128, t_min=38, t_init=440,
         t_max=712, grad_clip=1.0, ema=0.9999, ddim_steps=50, num_forget_images=256, seed=0,
     ):  # fmt: skip
-        T = len(schedule.alpha)
+        T, pairs = len(schedule.alpha), {int(forget): int(cover) for forget, cover in pairs.items()}  # also from tensors
         if not 0 < len(pairs) < num_classes:
             raise ValueError(f"{len(pairs)} of {num_classes} classes to forget: give at least one and retain at least one")
         if outside := [label for label in (*pairs, *pairs.values()) if not 0 <= label < num_classes]:
@@ -255,7 +255,7 @@ class Pecker:
         Because: such an error trained the teacher, where the fake score starts.
         """
         log = {}
-        self.fake_score.requires_grad_(True)
+        self.fake_score.requires_grad_(True).zero_grad()  # of a step that was interrupted
         for term, c, term_weight in (("retain", retain, self.retain_weight), ("forget", forget, self.forget_weight)):
             with torch.no_grad():  # here the generator only draws
                 x = generate(self.generator, self.schedule, self.draw_noise(len(c)), c, self.t_init)
