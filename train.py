@@ -179,8 +179,6 @@ def parse_args(argv):
     fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
     if given.get("teacher") and not given.get("out"):
         fail("--teacher needs --out, a run folder for what is made of it")
-    if device == "cuda" and given.get("bf16") and not fast:
-        fail("--bf16 needs a CUDA card of compute capability 8.0 or more: leave it out")
     command, found = given.pop("command"), {"data": "shapes", "size": "full" if device == "cuda" else "small", "bf16": fast}
     # Groups of settings that this command decides; the others are its run folder's, so that pretrain leaves PECKER's flags alone.
     decided = {*[*PRODUCTS][COMMANDS[command]], *(("data", "run", "place") if COMMANDS[command].start == 0 else ())}
@@ -194,6 +192,8 @@ def parse_args(argv):
         flags = read_settings(folder)["flags"].items()
         found |= {name: value for name, value in flags if GROUP_OF[name] in groups or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
+    if device == "cuda" and known["bf16"] and not fast and COMMANDS[command].start < 3:
+        fail("--bf16 needs a CUDA card of compute capability 8.0 or more: give --no-bf16, or go on where it began")
     own = known["data"] not in ("shapes", *SOURCES)
     preset = PRESETS.get(("cifar10" if own else known["data"], known["size"]), {})
     if own:  # fewer pictures need fewer steps; photographs do not bear the rates of less than 300
@@ -688,7 +688,7 @@ def train_classifier(settings, data):
         x, c = data.batch(128)
         rows, columns = torch.randint(2 * most + 1, (2, len(x)), device=x.device)  # every picture is shifted on its own
         windows = F.pad(x, [most] * 4, mode="reflect").unfold(2, size, 1).unfold(3, size, 1)  # (B, C, shifts, shifts, S, S)
-        x = windows[torch.arange(len(x)), :, rows, columns]
+        x = windows[torch.arange(len(x), device=x.device), :, rows, columns]
         x = x + 0.1 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)  # judge shapes, not grain
         return descend(F.cross_entropy(classifier.train()(x).float(), c, label_smoothing=0.05), optimizer, lr_schedule)
 
@@ -878,7 +878,7 @@ def run_program(main):
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or give another --out, then run it again")
     except (MemoryError, RuntimeError) as error:  # torch has no one class for a lack of memory, nor one sentence
-        if not isinstance(error, MemoryError) and not re.search("out of memory|(can't|not enough|cannot) .*memory", str(error)):
+        if not isinstance(error, MemoryError) and not re.search("(out of|can't|not enough).* memory|ALLOC.*FAILED", str(error)):
             raise
         fail("not enough memory: give smaller --batch-size, --pretrain-batch-size, --images or --width, and another --out")
 

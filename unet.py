@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # in bfloat16 on an H100 its gradients have been seen to be NaN
+
 
 def zero(module):
     """Zero the parameters, so that a residual block starts as its shortcut and the network as eps = noisy."""
