@@ -255,7 +255,7 @@ class Pecker:
         Because: such an error trained the teacher, where the fake score starts.
         """
         log = {}
-        self.fake_score.requires_grad_(True).zero_grad()  # of a step that was interrupted
+        self.fake_score.requires_grad_(True).zero_grad()  # an interrupted step may have left one
         for term, c, term_weight in (("retain", retain, self.retain_weight), ("forget", forget, self.forget_weight)):
             with torch.no_grad():  # here the generator only draws
                 x = generate(self.generator, self.schedule, self.draw_noise(len(c)), c, self.t_init)
@@ -315,7 +315,7 @@ class Pecker:
             gradients.append(torch.autograd.grad(term_weight * loss, self.weights, materialize_grads=True))
             log[f"{term}_loss"] = loss.detach()
         for weight, g_retain, g_forget, m in zip(self.weights, *gradients, self.mask, strict=True):
-            weight.grad = torch.empty_like(weight).copy_(g_retain + m * g_forget)  # in its strides: the fused Adam asks for none
+            weight.grad = torch.empty_like(weight).copy_(g_retain + m * g_forget)  # in its strides, as the fused Adam expects
         nn.utils.clip_grad_value_(self.weights, self.grad_clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()

@@ -374,7 +374,7 @@ def frechet_distance(real, fake, sample_weights=None):
     if min(len(real), len(fake)) <= real.shape[1]:
         raise ValueError(f"{min(len(real), len(fake))} images are too few for {real.shape[1]} features: give more images")
     covariance_real, covariance_fake = real.T.cov(aweights=w), fake.T.cov()
-    # The trace of the root is the sum of the roots of the eigenvalues, which are real and not below zero.
+    # The trace of the root is the sum of the roots of the eigenvalues of C_r C_f, which are real and not below zero.
     overlap = torch.linalg.eigvals(covariance_real @ covariance_fake).real.clamp(min=0).sqrt().sum()
     difference = (w @ real / w.sum() - fake.mean(0)).square().sum()
     return (difference + covariance_real.trace() + covariance_fake.trace() - 2 * overlap).clamp(min=0).item()
