@@ -235,11 +235,6 @@ def to_float(images):
     return images.float() / 127.5 - 1
 
 
-def to_uint8(x):
-    """Float, clamped to [-1, 1] -> uint8, 0..255."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 COLOURS = {"red": (0.9, 0.15, 0.15), "blue": (0.15, 0.25, 0.9)}
 SHAPES = ("disc", "ring", "cross", "bars", "triangle")
 
@@ -408,7 +403,8 @@ def precision_recall(real, fake, k=3):
 def draw_pictures(net, noise, c, steps=None):
     """(N, C, S, S), (N,) -> uint8 (N, C, S, S), by DDIM in so many steps or in one evaluation; in parts that fit into memory."""
     draw, schedule = functools.partial(sample_ddim, steps=steps) if steps else generate, NoiseSchedule().to(noise.device)
-    return torch.cat([to_uint8(draw(net, schedule, *part)) for part in zip(noise.split(250), c.split(250))])
+    parts = zip(noise.split(250), c.split(250))
+    return torch.cat([((draw(net, schedule, *part) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
 def measure(data, classifier, real_features, pairs, net, labels, steps=None, seed=0, curve=False):

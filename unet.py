@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-torch.backends.cuda.enable_cudnn_sdp(False)  # in bfloat16 on an H100 its gradients have been seen to be NaN
+torch.backends.cuda.enable_cudnn_sdp(False)  # in bfloat16 on H100s its gradients are reported to be NaN
 
 
 def zero(module):
