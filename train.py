@@ -573,12 +573,14 @@ def on_signal(number, _):
 
 
 def seconds_of(settings, call, times):
-    """How long so many calls will take, from the second: the first one also prepares what the others use."""
+    """How long so many calls will take, from the second, as the first also prepares what the others use; or from a slow first."""
     for _ in range(2):
         begin = time.perf_counter()
         call()
         getattr(torch, settings.device).synchronize()
-    return times * (time.perf_counter() - begin)
+        if (seconds := time.perf_counter() - begin) > 10:
+            break
+    return times * seconds
 
 
 def train(settings, data, stage, total, images_per_step, step, parts, nets, look=lambda done: (), looks=()):
@@ -824,15 +826,18 @@ def estimate(command, settings, data):
         return
     steps = {name: max(2, getattr(settings, name)) for name in ("classifier_steps", "pretrain_steps")}  # as two are timed
     throwaway = dataclasses.replace(settings, **steps, ddim_steps=1, out=None)  # train() then gives seconds instead of networks
+    seconds = {}
     with torch.random.fork_rng(devices=[]):
         classifier, net = make_classifier(settings, data), make_network(settings, data)
         calls = {"classifier": lambda: train_classifier(throwaway, data), "teacher": lambda: train_teacher(throwaway, data)}
         calls["pecker"] = lambda: unlearn(throwaway, data, classifier, net)["raw"]
         batches = settings.images * len(data.classes) * (settings.ddim_steps + 3) / 50
         calls["evaluate"] = lambda: seconds_of(settings, lambda: draw_pictures(net, *data.batch(50)), batches)
-        seconds = {stage: round(calls[stage](), 1) for stage in stages + ["evaluate"] * (command == "all")}
-    words = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
-    print(f"This will take about {sum(seconds.values()) / 60:.1f} minutes here: {words}", flush=True)
+        print("This will take about", end="", flush=True)
+        for stage in stages + ["evaluate"] * (command == "all"):  # said one by one: at size full on a CPU a step takes a minute
+            seconds[stage] = round(calls[stage](), 1)
+            print(f" {seconds[stage] / 60:.1f} minutes for {stage},", end="", flush=True)
+    print(f" {sum(seconds.values()) / 60:.1f} in all", flush=True)
     earlier = [line for line in read_log(settings.out) if line["stage"] != "estimate"]
     write_json(settings.out / "log.jsonl", *earlier, {"stage": "estimate", "seconds": seconds}, indent=None)
 
