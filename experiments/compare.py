@@ -23,7 +23,7 @@ METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled withou
 VARIED = ("seed", "mask", "keep", "mask_every", "forget_weight")  # flags that runs to be compared may differ in
 
 
-def describe_masks(pecker):
+def describe_masks(pecker, generator):
     """Is the mask signal, and is it about the class? Overlaps (intersection over union) of two masks, for generator and teacher:
     both from images of the forgotten classes, none in common, or one from the retained classes. This uses the Pecker up."""
     B, sets = pecker.batch_size, []
@@ -31,7 +31,7 @@ def describe_masks(pecker):
         c = pecker.draw_labels(labels, B)
         sets.append((sample_ddim(pecker.teacher, pecker.schedule, pecker.draw_noise(B), c, pecker.ddim_steps), c))
     pecker.num_forget_images, found = B, {"overlap_by_chance": pecker.keep / (2 - pecker.keep)}
-    for name, net in (("generator", pecker.generator), ("teacher", pecker.teacher)):
+    for name, net in (("generator", generator), ("teacher", pecker.teacher)):
         pecker.generator.load_state_dict(net.state_dict())
         masks = []
         for pecker.forget_images, pecker.forget_labels in sets:
@@ -55,18 +55,18 @@ def main(argv):
             if (one.out / "metrics.json").exists():
                 continue
             print(f"\n{name}, seed {seed}", flush=True)
-            nets, extra = train.unlearn(one, data, classifier, teacher), {"compared": True}
+            nets, extra = train.unlearn(one, data, classifier, teacher), {"compared": True, "method": name}
             if name == "copied row":
-                extra["method"], pairs = name, train.parse_pairs(one.forget, data.classes)
-                nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}  # generator.pt stays as it was trained
+                path, pairs = one.out / "generator.pt", train.parse_pairs(one.forget, data.classes)
+                nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
+                saved = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
+                train.write(path, lambda file: torch.save(saved, file))  # `train.py evaluate` and `sample` read it
             if name == "saliency, weight 1":
-                pecker = train.make_pecker(one, data, teacher)
-                pecker.generator.load_state_dict(nets["raw"].state_dict())
-                extra["masks"] = describe_masks(pecker)
+                extra["masks"] = describe_masks(train.make_pecker(one, data, teacher), nets["raw"])
             train.write_json(one.out / "extra.json", extra)  # what is known besides the figures of an ordinary run
             train.evaluate(one, data, classifier, teacher, nets)
     found = [one | {"compared": True} for one in results.read_runs(args.runs or paths)]
-    same = [[one["teacher_seed"], {**one["flags"], **dict.fromkeys(VARIED)}] for one in found]
+    same = [[one["teacher_seed"], results.figure(one, "images"), {**one["flags"], **dict.fromkeys(VARIED)}] for one in found]
     if not found or len({(one["method"], one["seed"]) for one in found}) < len(found) or same != [same[0]] * len(same):
         train.fail("give finished runs of one teacher, each with another method or seed and no other difference")
     print("", report.methods(found), "", report.claims(found), sep="\n")

@@ -4,7 +4,7 @@
 
 Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
 Ways: all weights, or only the class embedding, on so many pictures of the class (--images); all weights on retained pictures, 20
-times as long. The class is back when the classifier sees it in half of 50 pictures at its label.
+times as long, which never trains its row of the embedding. The class is back when half of 50 pictures at its label are called so.
 """
 
 import argparse

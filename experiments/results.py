@@ -44,7 +44,7 @@ def read_runs(folders):
 
 def load(prefix):
     """The results in experiments/results/ whose files' names begin so: data set, classes, compare or teacher, method."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob(f"{prefix}*.json"))]
+    return [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob(f"{prefix}*"))]
 
 
 def figure(result, key):
@@ -76,8 +76,8 @@ def main(argv):
         words = [flags["data"], *flags["forget"], kind, result["method"], f"{flags['steps']} steps seed{result['seed']}"]
         name = re.sub(r"[^\w.]+", "-", " ".join(words)) + ".json"
         short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.4g}"))  # more would say nothing
-        if (FOLDER / name).exists() and json.loads((FOLDER / name).read_text("utf-8"))["flags"] != short["flags"]:
-            raise SystemExit(f"{name} is of a run with other flags: remove it first, or keep only one of the two")
+        if any(kept[key] != short[key] for kept in load(name) for key in ("flags", "teacher_seed")):
+            raise SystemExit(f"{name} is of a run with other flags or teacher: remove it first, or keep only one of the two")
         (FOLDER / name).write_text(json.dumps(short) + "\n", encoding="utf-8")
         print(name)
 

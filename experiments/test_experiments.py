@@ -122,18 +122,18 @@ def test_the_trivial_baseline_copies_the_row_of_the_cover():
 
 def test_masks_of_disjoint_images_are_described_beside_chance():
     one = Pecker(small_unet(), NoiseSchedule(), {0: 1}, 3, (3, 8, 8), batch_size=3, ddim_steps=2, num_forget_images=6)
-    shares = compare.describe_masks(one)
+    shares = compare.describe_masks(one, one.generator)
     assert [0 < share < 1 for share in shares.values()] == 5 * [True] and shares["overlap_by_chance"] == pytest.approx(1 / 3)
 
 
 def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "runs"
-    argv = ["--run", str(finished), "--out", str(out), "--seeds", "2", "--methods", "saliency, weight 1", "copied row"]
+    argv = [f"--run={finished}", f"--out={(out := tmp_path / 'r')}", "--seeds=2", "--methods", "saliency, weight 1", "copied row"]
     compare.main(argv)
     before = (metrics := out / "copied-row-seed0" / "metrics.json").read_bytes()
+    rows = torch.load(metrics.with_name("generator.pt"), weights_only=True)["average"]["embed_class.weight"]
     compare.main([*argv, "none, weight 1"])
     assert "| faster than none, weight 1 | steps |" in capsys.readouterr().out
-    assert metrics.read_bytes() == before
+    assert metrics.read_bytes() == before and torch.equal(rows[0], rows[5])  # of red-disc, blue-disc
 
     (out / "none-1-seed0" / "metrics.json").unlink()
     compare.main(["--runs", *map(str, out.iterdir()), str(tmp_path)])
