@@ -58,7 +58,7 @@ class ConvNet(nn.Module):
 
 def make_pecker(teacher=None, pairs={0: 1, 3: 2}, **flags):  # 1, 2, 4 are retained
     teacher = teacher or ConvNet()
-    schedule = NoiseSchedule().to(next(teacher.parameters()).device)
+    schedule = NoiseSchedule().to(next(teacher.parameters()))  # device and dtype
     defaults = dict(batch_size=B, lr=1e-3, fake_score_lr=1e-3, ema=0.9, ddim_steps=4, num_forget_images=8)
     return Pecker(teacher, schedule, pairs, CLASSES, SHAPE, **defaults | flags)
 
@@ -135,7 +135,7 @@ def test_losses_and_gradients_are_those_of_sfds_own_code():
     check(distillation_loss(x, noise, x, 1.0), -1e5 * (x - noise).square().sum().item() / 2)  # no division by zero
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.013, 0.5, 1.0])
+@pytest.mark.parametrize("keep", [0.0, 0.0137, 0.5, 1.0])
 def test_mask_keeps_the_largest_entries_over_all_tensors_together_and_all_ties(keep):
     gradients = [100 * images(7), images(1, 1), 0.01 * images(5, 2)]
     masks = saliency_mask(gradients, keep)
@@ -282,7 +282,7 @@ def test_weights_outside_the_mask_stay_equal_bit_for_bit_without_a_retain_gradie
     moved = [a != b for a, b in zip(weights(pecker.generator), weights(pecker.teacher))]
     assert not any((m & ~inside).any() for m, inside in zip(moved, pecker.mask, strict=True)) and any(m.any() for m in moved)
     assert sum(m.sum() for m in pecker.mask) == round(0.4 * sum(m.numel() for m in moved))
-    assert not same(pecker.make_mask(), pecker.make_mask())  # drawn anew
+    assert same(copy.deepcopy(pecker).make_mask(), one := pecker.make_mask()) and not same(one, pecker.make_mask())  # by its rng
 
 
 def test_any_teacher_will_do_and_is_left_alone():
@@ -578,7 +578,7 @@ def test_figures_are_their_definitions():
     slow = np.mean([sum(x * math.log(x / m) for x, m in zip(row, p.mean(0).tolist())) for row in p.tolist()])
     assert train.inception_score(p) == pytest.approx(math.exp(slow))
     for few, metric in itertools.product([(real[:3], fake), (real, fake[:3])], [train.frechet_distance, train.precision_recall]):
-        with pytest.raises(ValueError, match="too few for 3 features|more than 3 images"):
+        with pytest.raises(ValueError):
             metric(*few)
 
 
