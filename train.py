@@ -726,7 +726,7 @@ def unlearn(settings, data, classifier, teacher):
     """Algorithm 1, its curve in log.jsonl and its picture -> the generators {"average": network, "raw": network}."""
     pecker, pairs = make_pecker(settings, data, teacher), parse_pairs(settings.forget, data.classes)
     nets, real_features = {"average": pecker.ema, "raw": pecker.generator}, classifier.judge(data.test_images)[0]
-    # A hundred or so images of the forgotten classes in all, and of the retained ones at least twice what the Frechet distance asks.
+    # A hundred or so images of the forgotten classes in all, and at least twice what the Frechet distance needs of the retained.
     few, many = max(1, 100 // len(pairs)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(pairs)) + 1)
     labels = torch.cat((pecker.forgotten.repeat(few), pecker.retained.repeat(many))).sort().values
     # The forgotten class from fixed noise at eight points of the run, most of them early: the paper's Figure 2.
