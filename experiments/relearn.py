@@ -4,7 +4,7 @@
 
 Networks: PECKER's average; the copied row, which needs no forgetting at all; a teacher that was trained without the class.
 Ways: all weights, or only the class embedding, on so many pictures of the class (--images); all weights on retained pictures, 20
-times as long, which never trains its row of the embedding. The class is back when half of 50 pictures at its label are called so.
+times as long, which leave the class's row as it is. The class is back when half of 50 pictures at its label are called so.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def share_called(classifier, label, net, noise, c, steps=None):
     return int((guess == label).sum()), len(guess)
 
 
-def steps_until_back(settings, known, classifier, net, forgotten, only_embedding, limit, every=2):
+def steps_until_back(settings, known, classifier, net, forgotten, only_embedding, limit, every):
     """Fine-tune a copy on the Data `known`; look every so many steps, to `limit`, at 50 pictures of the labels `forgotten` (K,).
     Returns {"ddim": step or None, "one_step": step or None}: when at least half of them were called so, in two ways to draw."""
     net, schedule = copy.deepcopy(net).requires_grad_(True), NoiseSchedule().to(settings.device)
