@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.results import by_method
 
-# Of a figure: the claim, the sign of a difference that supports it, and how much worse would be no harm.
+# Of a figure: the claim, the sign of a difference that supports it, and how much worse still counts as no worse.
 CLAIMS = {"steps": ("faster", -1, 0), "seconds": ("faster", -1, 0), "wobble": ("steadier", -1, 0)}
 CLAIMS |= {"retain_accuracy": ("no worse", 1, 0.01), "frechet_distance": ("no worse", -1, 0.1)}
 digits = functools.partial(np.format_float_positional, fractional=False, trim="-")  # a number with so many digits, in words
@@ -61,16 +61,14 @@ def differences(found, key):
 
 def tested(found):
     """{(claim, control, figure): {data set and classes: (mean ± interval, p-value corrected for all of them, answer)}}.
-    The answer follows from p < 0.05 or from the margin; it is empty where neither tells."""
+    Tested is whether the difference lies on one side of zero, or of the margin; the answer is empty where it may be on both."""
     groups, rows = {}, {}
     for one in found:
         groups.setdefault(" ".join([one["flags"]["data"], *one["flags"]["forget"]]), []).append(one)
     cells = [(name, key, *item) for key in CLAIMS for name, runs in groups.items() for item in differences(runs, key).items()]
-    for p, (name, key, control, values) in zip(holm([student(values)[2] for *_, values in cells]), cells):
-        claim, sign, margin = CLAIMS[key]
-        mean, half, _ = student(values)
-        no_worse = margin and sign * mean - half > -margin
-        better, worse = p < 0.05 and sign * mean > 0, p < 0.05 and sign * mean < 0
-        answer = "supported" if better or no_worse else "not supported" if worse else ""
-        rows.setdefault((claim, control, key), {})[name] = (f"{digits(mean, 3, sign=True)} ± {digits(half, 2)}", p, answer)
+    beyond = [student([CLAIMS[key][1] * value + CLAIMS[key][2] for value in values]) for _, key, _, values in cells]
+    for (name, key, control, values), (excess, half, _), p in zip(cells, beyond, holm([p for *_, p in beyond])):
+        answer = "" if p >= 0.05 else "supported" if excess > 0 else "not supported"
+        words = f"{digits(np.mean(values), 3, sign=True)} ± {digits(half, 2)}"
+        rows.setdefault((CLAIMS[key][0], control, key), {})[name] = (words, p, answer)
     return rows
