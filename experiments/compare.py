@@ -12,14 +12,14 @@ import torch
 
 import train
 from experiments import report, results
-from experiments.relearn import copy_cover_rows, make_parser, open_run
+from experiments.relearn import make_parser, open_run, replace_rows
 from pecker import sample_ddim
 
 METHODS = {f"{mask}, weight 1": dict(mask=mask, forget_weight=1.0) for mask in ("saliency", "random", "none")}
 METHODS |= {f"saliency {keep:g}, weight 1": METHODS["saliency, weight 1"] | dict(keep=keep) for keep in (0.0, 0.1, 0.25, 1.0)}
 METHODS |= {f"{mask} once, weight 1": METHODS[f"{mask}, weight 1"] | dict(mask_every=0) for mask in ("saliency", "random")}
 METHODS["none, weight 0.01"] = dict(mask="none", forget_weight=0.01)  # SFD
-METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see copy_cover_rows
+METHODS["copied row"] = dict(mask="none", forget_weight=0.0)  # distilled without forgetting; see replace_rows
 VARIED = ("seed", "mask", "keep", "mask_every", "forget_weight")  # flags that runs to be compared may differ in
 
 
@@ -58,7 +58,7 @@ def main(argv):
             nets, extra = train.unlearn(one, data, classifier, teacher), {"compared": True, "method": name}
             if name == "copied row":
                 path, pairs = one.out / "generator.pt", train.parse_pairs(one.forget, data.classes)
-                nets = {key: copy_cover_rows(net, pairs) for key, net in nets.items()}
+                nets = {key: replace_rows(net, pairs) for key, net in nets.items()}
                 saved = torch.load(path, weights_only=True) | {key: net.state_dict() for key, net in nets.items()}
                 train.write(path, lambda file: torch.save(saved, file))  # `train.py evaluate` and `sample` read it
             if name == "saliency, weight 1":

@@ -94,8 +94,11 @@ def keep_ratios(found, data):
 
 
 def relearning(found, data):
-    found = [row for one in found if "relearn" in one for row in one["relearn"]["rows"].items() if "; all weights" in row[0]]
-    rows = {f"{name.split(';')[0]}, {way}": s for name, row in found for way, s in row.items() if len(s) > 1 and None not in s}
+    rows = {}
+    for name, row in (item for one in found if "relearn" in one for item in one["relearn"]["rows"].items()):
+        for way, step in row.items() if "; all weights" in name else ():
+            rows.setdefault(f"{name.split(';')[0]}, {way}", []).append(step)
+    rows = {name: steps for name, steps in rows.items() if len(steps) > 1 and None not in steps}
     return rows and dots(f"Steps until the class is back, {data}: all weights, 95 % intervals", "steps", rows, 0, "at once")
 
 

@@ -4,7 +4,7 @@
 
 seeds: of 5,000 pictures at the (first) forgotten label, and leak: at retained labels, how many are called by that class?
 inversion: a vector in place of the label's embedding is optimised so that the classifier sees the class; in how many of 500
-    pictures, from other noise, does a second classifier see it?
+    pictures, from other noise, does a second classifier see it? It begins at the own row, at the cover's, at three random ones.
 real: real pictures of the class, noised to t_init and cleaned in one evaluation at its label; the same with a retained class.
 The run's main figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
 """
@@ -15,7 +15,7 @@ import torch
 
 import train
 from experiments import report
-from experiments.relearn import load_networks, make_parser, open_run, share_called
+from experiments.relearn import load_networks, make_parser, open_run, replace_rows, share_called
 from pecker import NoiseSchedule, generate
 
 
@@ -54,11 +54,13 @@ def main(argv, count=5000):
     c, others = torch.full((count,), label, device=settings.device), retained.repeat(count)[:count]
     for name, net in nets.items():
         steps = settings.ddim_steps if "teacher" in name else None
+        starts = {"own": net, "cover's": replace_rows(net, pairs)}
+        starts |= {f"random {i}": replace_rows(net, pairs, seed=i) for i in (1, 2, 3)}
         torch.manual_seed(0)
         found[name] = {
             "seeds": share_called(classifier, label, net, noise, c, steps),
             "leak": share_called(classifier, label, net, noise, others, steps),
-            "inversion": invert(net, schedule, classifier, judge, data, label),
+            "inversion": {at: invert(one, schedule, classifier, judge, data, label) for at, one in starts.items()},
             "real": clean_real(net, schedule, classifier, data, label),
             "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
         }
@@ -68,7 +70,7 @@ def main(argv, count=5000):
         figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, nets["PECKER"], labels, curve=True)
         found[name] = {key: figures[key] for key in ("unlearning_accuracy", "cover_share", "retain_accuracy")}
     train.write_json(args.run / "probe.json", found)
-    print(report.probes([{"probe": found}]))
+    print(report.probes([{"seed": settings.seed, "probe": found}]))
 
 
 if __name__ == "__main__":

@@ -55,16 +55,18 @@ def claims(found):
 
 def relearning(found):
     tables = [one["relearn"]["rows"] for one in found if "relearn" in one]
-    rows = [(*name.split("; "), in_words(row["ddim"]), in_words(row["one_step"])) for one in tables for name, row in one.items()]
+    steps = {name: [[one[name][way] for one in tables] for way in ("ddim", "one_step")] for name in tables[0]}
+    rows = [(*name.split("; "), *map(in_words, both)) for name, both in steps.items()]
     return markdown(["network", "tuned", "training steps until it is back, by DDIM", "in one evaluation"], rows)
 
 
 def probes(found):
-    rows, keys = [], ("seeds", "leak", "real", "real, retained class")
-    for name, row in [item for one in found for item in one.get("probe", {}).items() if "seeds" in item[1]]:
-        inversion = ", ".join(f"{step}: {share[0] / share[1]:.2g}" for step, share in row["inversion"].items())
-        rows.append([name, *(share_in_words(*row[key]) for key in keys), inversion])
-    return markdown(["network", *keys, "inversion, after so many steps"], rows)
+    keys, starts = ("seeds", "leak", "real", "real, retained class"), ("own", "cover's", "random 1", "random 2", "random 3")
+    runs = [(one["seed"], name, row) for one in found for name, row in one.get("probe", {}).items() if "seeds" in row]
+    shares = [[seed, name, *(share_in_words(*row[key]) for key in keys)] for seed, name, row in runs]
+    lists = [[[f"{a / b:.2g}" for a, b in row["inversion"][at].values()] for at in starts] for *_, row in runs]
+    searches = [[seed, name, *map(", ".join, found)] for (seed, name, _), found in zip(runs, lists)]
+    return markdown(["run", "network", *keys], shares) + "\n\n" + markdown(["run", "search in", *starts], searches)
 
 
 TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims, relearning, probes)}

@@ -116,8 +116,10 @@ def test_plots_put_numbers_where_they_belong():
 
 
 def test_the_trivial_baseline_copies_the_row_of_the_cover():
-    new = relearn.copy_cover_rows(net := small_unet(), {0: 2}).embed_class.weight
+    new = relearn.replace_rows(net := small_unet(), {0: 2}).embed_class.weight
     assert torch.equal(new, (old := net.embed_class.weight)[[2, 1, 2]]) and not torch.equal(old[0], old[2])
+    random, other = (relearn.replace_rows(net, {0: 2}, seed).embed_class.weight for seed in (0, 1))
+    assert torch.equal(random[1:], old[1:]) and not any(torch.equal(random[0], one) for one in (other[0], *old))
 
 
 def test_masks_of_disjoint_images_are_described_beside_chance():
@@ -174,9 +176,9 @@ def test_relearn_fills_its_table_beside_a_teacher_that_never_saw_the_class(finis
     seen, calls, teach, tune = [], [], train.train_teacher, relearn.steps_until_back
     monkeypatch.setattr(train, "train_teacher", lambda *a: seen.append((a[0].seed, *a[1].labels.unique())) or teach(*a))
     monkeypatch.setattr(relearn, "steps_until_back", lambda *a: calls.append((0 in a[1].labels, *a[-3:])) or tune(*a))
-    relearn.main(["--run", str(finished), "--images", "5", "--seeds", "2"], limit=1)
-    assert calls == 3 * (2 * [(True, False, 1, 2)] + 2 * [(True, True, 1, 2)] + 2 * [(False, False, 20, 40)])  # last: no red-disc
-    assert len(json.loads((finished / "relearn.json").read_text("utf-8"))["rows"]) == 9
+    relearn.main(["--run", str(finished), "--images", "5"], limit=1)
+    assert calls == 5 * [(True, False, 1, 2), (True, True, 1, 2), (False, False, 20, 40)]  # last: no red-disc
+    assert len(json.loads((finished / "relearn.json").read_text("utf-8"))["rows"]) == 15
     assert "| retrained teacher | all, retained images |" in capsys.readouterr().out
     assert seen == [(3, *range(1, 10))]  # with the teacher's seed, on all but red-disc
 
@@ -189,7 +191,7 @@ def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, 
     found = json.loads((finished / "probe.json").read_text("utf-8"))
     assert found.keys() == {"PECKER", "teacher", "retrained teacher", "copied row", "the run's classifier", "a second classifier"}
     assert train.read_settings(finished / "probe")["flags"]["seed"] == 1005 and "| PECKER | " in capsys.readouterr().out
-    assert asked[:9] == [(9, 0), (9, *range(1, 10)), *5 * [(500, 0)], (200, 0), (200, 1)]
+    assert asked[:29] == [(9, 0), (9, *range(1, 10)), *25 * [(500, 0)], (200, 0), (200, 1)]
     monkeypatch.setattr(probe, "share_called", lambda *given: given[3])  # the noise that a white pixel with noise of 0.5 becomes
     white = argparse.Namespace(test_images=torch.tensor([255]), test_labels=torch.tensor([2]), fixed_noise=lambda n, seed: 0.5)
     assert torch.allclose(probe.clean_real(None, s := NoiseSchedule(), None, white, 2), 0.5 + s.alpha[440] / s.sigma[440])
