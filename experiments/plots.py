@@ -94,12 +94,10 @@ def keep_ratios(found, data):
 
 
 def relearning(found, data):
-    rows = {}
-    for name, row in (item for one in found if "relearn" in one for item in one["relearn"]["rows"].items()):
-        for way, step in row.items() if "; all weights" in name else ():
-            rows.setdefault(f"{name.split(';')[0]}, {way}", []).append(step)
-    rows = {name: steps for name, steps in rows.items() if len(steps) > 1 and None not in steps}
-    return rows and dots(f"Steps until the class is back, {data}: all weights, 95 % intervals", "steps", rows, 0, "at once")
+    tables = [one["relearn"]["rows"] for one in found if "relearn" in one]
+    rows = {name.replace(";", ","): [one[name] for one in tables] for name in (tables[0] if len(tables) > 1 else ())}
+    rows = {name: steps for name, steps in rows.items() if "retained" not in name and None not in steps}
+    return rows and dots(f"Steps until pictures of the class bring it back, {data}: 95 % intervals", "steps", rows, 0, "at once")
 
 
 def teacher(found, data):

@@ -55,9 +55,8 @@ def claims(found):
 
 def relearning(found):
     tables = [one["relearn"]["rows"] for one in found if "relearn" in one]
-    steps = {name: [[one[name][way] for one in tables] for way in ("ddim", "one_step")] for name in tables[0]}
-    rows = [(*name.split("; "), *map(in_words, both)) for name, both in steps.items()]
-    return markdown(["network", "tuned", "training steps until it is back, by DDIM", "in one evaluation"], rows)
+    rows = [(*name.split("; "), in_words([one[name] for one in tables])) for name in tables[0]]
+    return markdown(["network", "tuned", "training steps until it is back"], rows)
 
 
 def probes(found):
