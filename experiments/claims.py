@@ -51,10 +51,11 @@ def share_in_words(count, total):
 
 
 def differences(found, key):
-    """{control: [numbers]}: what the mask does beside each control, seed by seed, if there are two or more."""
+    """{control: [numbers]}: what the mask does beside none and a random one at the same weight, seed by seed, if two or more."""
     rows, minus = by_method(found, key), {}
-    for control in ("none, weight 1", "random, weight 1"):
-        pairs = [(rows.get("saliency, weight 1", {}).get(seed), other) for seed, other in rows.get(control, {}).items()]
+    for control in sorted(name for name in rows if name.startswith(("none, ", "random, "))):
+        masked = rows.get(control.replace("none", "saliency").replace("random", "saliency"), {})
+        pairs = [(masked.get(seed), other) for seed, other in rows[control].items()]
         minus[control] = [a - b for a, b in pairs if None not in (a, b)]
     return {control: values for control, values in minus.items() if len(values) > 1}
 

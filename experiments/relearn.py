@@ -2,8 +2,7 @@
 
     python -m experiments.relearn --run runs/shapes      # about half an hour on one CPU core
 
-Networks: PECKER's average; the same with the cover's or a random row in place of its own for the class; the copied row, which
-needs no forgetting at all; a teacher that was trained without the class, whose row is random.
+Networks: PECKER's average, also with the cover's or a random row for the class; copied row; a teacher trained without the class.
 Ways: all weights, or only the class embedding, on so many pictures of the class (--images); all weights on retained pictures, 20
 times as long, which leave the class's row as it is. It is back when half of 50 pictures at its label, by DDIM, are called so.
 """

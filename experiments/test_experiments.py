@@ -79,7 +79,7 @@ def test_figures_of_a_result_are_of_its_generator_and_its_curve():
 def test_the_difference_between_methods_is_taken_seed_by_seed():
     found = [result("saliency, weight 1", seed, cover_share=value) for seed, value in ((1, 5), (0, 3), (2, None), (3, 9))]
     found += [result("none, weight 1", seed, cover_share=value) for seed, value in enumerate((1, 4, 2))]
-    found += [result("copied row")]
+    found += [result("copied row"), *(result("random, weight 0.1", seed) for seed in range(4))]  # without a mask at 0.1
     assert claims.differences(found, "cover_share") == {"none, weight 1": [2, 1]}
 
 
@@ -115,11 +115,10 @@ def test_plots_put_numbers_where_they_belong():
     assert [node.get("cx") for node in root if node.tag.endswith("circle")] == ["420.0", "590.0"]
 
 
-def test_the_trivial_baseline_copies_the_row_of_the_cover():
-    new = relearn.replace_rows(net := small_unet(), {0: 2}).embed_class.weight
-    assert torch.equal(new, (old := net.embed_class.weight)[[2, 1, 2]]) and not torch.equal(old[0], old[2])
-    random, other = (relearn.replace_rows(net, {0: 2}, seed).embed_class.weight for seed in (0, 1))
-    assert torch.equal(random[1:], old[1:]) and not any(torch.equal(random[0], one) for one in (other[0], *old))
+def test_a_row_becomes_that_of_the_cover_which_is_the_trivial_baseline_or_random():
+    old = (net := small_unet()).embed_class.weight
+    new, random, other = (relearn.replace_rows(net, {0: 2}, seed).embed_class.weight for seed in (None, 0, 1))
+    assert torch.equal(new, old[[2, 1, 2]]) and torch.equal(random[1:], old[1:]) and not torch.isin(random[0], other[0]).any()
 
 
 def test_masks_of_disjoint_images_are_described_beside_chance():
@@ -172,15 +171,14 @@ def test_relearning_tunes_a_copy_and_only_what_it_says_until_the_class_is_back(o
     assert moved == {"embed_class.weight"} if only_embedding else len(moved) > 10
 
 
-def test_relearn_fills_its_table_beside_a_teacher_that_never_saw_the_class(finished, monkeypatch, capsys):
+def test_relearn_fills_its_table_beside_a_teacher_of_the_same_seed_that_never_saw_the_class(finished, monkeypatch, capsys):
     seen, calls, teach, tune = [], [], train.train_teacher, relearn.steps_until_back
     monkeypatch.setattr(train, "train_teacher", lambda *a: seen.append((a[0].seed, *a[1].labels.unique())) or teach(*a))
     monkeypatch.setattr(relearn, "steps_until_back", lambda *a: calls.append((0 in a[1].labels, *a[-3:])) or tune(*a))
     relearn.main(["--run", str(finished), "--images", "5"], limit=1)
     assert calls == 5 * [(True, False, 1, 2), (True, True, 1, 2), (False, False, 20, 40)]  # last: no red-disc
+    assert seen == [(3, *range(1, 10))] and "| retrained teacher | all, retained images |" in capsys.readouterr().out
     assert len(json.loads((finished / "relearn.json").read_text("utf-8"))["rows"]) == 15
-    assert "| retrained teacher | all, retained images |" in capsys.readouterr().out
-    assert seen == [(3, *range(1, 10))]  # with the teacher's seed, on all but red-disc
 
 
 def test_the_probe_compares_pecker_with_its_controls_and_judges_twice(finished, monkeypatch, capsys):
