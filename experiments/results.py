@@ -37,7 +37,7 @@ def read_runs(folders):
             name = {"method": f"{flags['mask']}{once}{keep}, weight {flags['forget_weight']:g}", "seed": flags["seed"]}
             flags["data"] = Path(flags["data"]).name
             results.append(name | extra | found | about | {"flags": flags, "figures": metrics, "curve": curve})
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             print(f"left out: {folder} is not the folder of a finished run, which `train.py evaluate` ends: {error!r}")
     return results
 
