@@ -24,10 +24,10 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run folder whose PECKER has another seed than its teacher, and another share of weights than the default."""
+    """A finished run folder whose PECKER has another seed than its teacher, another share of weights, and one mask throughout."""
     teacher, out = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("runs") / "tiny"
     train.main(["pretrain", *TINY, "--seed", "3", "--out", str(teacher)])
-    train.main([*TINY, "--seed", "5", "--keep", "0.25", "--teacher", str(teacher), "--out", str(out)])
+    train.main([*TINY, "--seed", "5", "--keep", "0.25", "--mask-every", "0", "--teacher", str(teacher), "--out", str(out)])
     return out
 
 
@@ -72,8 +72,9 @@ def result(method="none, weight 1", seed=0, **figures):
 
 def test_figures_of_a_result_are_of_its_generator_and_its_curve():
     one, never = result(), result("copied row", steps_to_forget=None)
+    never["curve"]["raw"]["frechet_distance"][2] = None
     figures = [[results.figure(run, key) for key in ("wobble", "steps_to_forget", "steps", "seconds")] for run in (one, never)]
-    assert figures == [[4, 50, 50, 10], [4, 0, 100, 20]] and results.figure(one, "cover_share") == 1  # wobble: from 6 to 10
+    assert figures == [[4, 50, 50, 10], [None, 0, 100, 20]] and results.figure(one, "cover_share") == 1  # wobble: from 6 to 10
 
 
 def test_the_difference_between_methods_is_taken_seed_by_seed():
@@ -133,21 +134,20 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
     before = (metrics := out / "copied-row-seed0" / "metrics.json").read_bytes()
     rows = torch.load(metrics.with_name("generator.pt"), weights_only=True)["average"]["embed_class.weight"]
     compare.main([*argv, "none, weight 1"])
-    assert "| faster than none, weight 1 | steps |" in capsys.readouterr().out
-    assert metrics.read_bytes() == before and torch.equal(rows[0], rows[5])  # of red-disc, blue-disc
+    assert "| faster than none, weight 1 | steps |" in capsys.readouterr().out and metrics.read_bytes() == before
 
     (out / "none-1-seed0" / "metrics.json").unlink()
-    compare.main(["--runs", *map(str, out.iterdir()), str(tmp_path)])
+    compare.main(["--runs", *map(str, out.iterdir()), str(tmp_path), str(finished)])
     printed = capsys.readouterr().out
-    assert printed.count("left out: ") == 2 and f"left out: {tmp_path} is not" in printed and "| copied row | 2 |" in printed
+    there = f"left out: {tmp_path} is not", "| copied row | 2 |", "| saliency once 0.25, weight 0.1 | 1 |"
+    assert printed.count("left out: ") == 2 and all(words in printed for words in there) and torch.equal(rows[0], rows[5])
 
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     results.main(map(str, out.glob("*seed0")))
     kept = results.load("shapes-red-disc-blue-disc-compare")
     raw = [line["frechet_distance"] for line in train.read_log(out / "saliency-1-seed0") if line.get("weights") == "raw"]
-    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and not results.load("fashion")
-    assert kept[1]["curve"]["raw"]["frechet_distance"] == pytest.approx(raw, rel=1e-4)
-    assert "overlap_by_chance" in kept[1]["masks"] and str(tmp_path) not in json.dumps(kept)
+    assert [one["method"] for one in kept] == ["copied row", "saliency, weight 1"] and "overlap_by_chance" in kept[1]["masks"]
+    assert kept[1]["curve"]["raw"]["frechet_distance"] == pytest.approx(raw, rel=1e-4) and str(tmp_path) not in json.dumps(kept)
     for name, other in {"": "copied-row", "images": "saliency-1", "teacher_seed": "saliency-1", "xi": "saliency-1"}.items():
         metrics.write_bytes(before.replace(f'"{name}": '.encode(), f'"{name}": 1'.encode()))  # xi: 11.2
         with pytest.raises(SystemExit):  # the same run twice, then a run that differs from the other in more than VARIED
