@@ -62,7 +62,7 @@ def differences(found, key):
 
 def tested(found):
     """{(claim, control, figure): {data set and classes: (mean ± interval, p-value corrected for all of them, answer)}}.
-    Tested is whether the difference lies on one side of zero, or of the margin; the answer is empty where it may be on both."""
+    ± is of the difference, p of its distance from zero or from the margin; the answer is empty where it may be on either side."""
     groups, rows = {}, {}
     for one in found:
         groups.setdefault(" ".join([one["flags"]["data"], *one["flags"]["forget"]]), []).append(one)

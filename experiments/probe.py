@@ -1,10 +1,10 @@
-"""Is the class still inside? Four attacks without training, on PECKER's generator and on three controls, with 95 % intervals.
+"""Is the class still inside? Four attacks without training, on PECKER's generator and on three controls.
 
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 
 seeds: of 5,000 pictures at the (first) forgotten label, and leak: at retained labels, how many are called by that class?
 inversion: a vector in place of the label's embedding is optimised so that the classifier sees the class; in how many of 500
-    pictures, from other noise, does a second classifier see it? It begins at the own row, at the cover's, at three random ones.
+    pictures, from other noise, does a second classifier see it? It begins at the own row, the cover's, three random ones.
 real: real pictures of the class, noised to t_init and cleaned in one evaluation at its label; the same with a retained class.
 The run's main figures are judged by the second classifier, too. In seeds and leak teachers draw with DDIM.
 """

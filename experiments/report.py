@@ -63,8 +63,8 @@ def probes(found):
     keys, starts = ("seeds", "leak", "real", "real, retained class"), ("own", "cover's", "random 1", "random 2", "random 3")
     runs = [(one["seed"], name, row) for one in found for name, row in one.get("probe", {}).items() if "seeds" in row]
     shares = [[seed, name, *(share_in_words(*row[key]) for key in keys)] for seed, name, row in runs]
-    lists = [[[f"{a / b:.2g}" for a, b in row["inversion"][at].values()] for at in starts] for *_, row in runs]
-    searches = [[seed, name, *map(", ".join, found)] for (seed, name, _), found in zip(runs, lists)]
+    words = lambda points: ", ".join(f"{count / total:.2g}" for count, total in points.values())  # noqa: E731
+    searches = [[seed, name, *(words(row["inversion"][at]) for at in starts)] for seed, name, row in runs]
     return markdown(["run", "network", *keys], shares) + "\n\n" + markdown(["run", "search in", *starts], searches)
 
 
