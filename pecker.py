@@ -28,7 +28,7 @@ Algorithm 1, one iteration:
     t_init           t_init                      number          the time at which the generator works
     lambda, mu       retain_weight,              numbers         weights of the two terms                  (Eq. 3, 4)
                      forget_weight
-    xi               xi                          number          trade-off                                    (Eq. 7)
+    xi               xi                          number          weighs Q^2 against Q (x0_fake - x)           (Eq. 7)
     D_f              forget_images               (N, C, H, W)    images of the forgotten classes              (Eq. 9)
     g_s, m_s, gamma  saliency, mask, threshold   as the weights  gradient; where it is largest; how large (Eq. 9, 10)
 """
@@ -165,9 +165,9 @@ class Pecker:
     num_classes    labels are 0..num_classes-1; those not forgotten are retained.     image_shape: (C, H, W)
     batch_size     images per iteration of the retained classes, and as many again of the forgotten ones
     retain_weight  lambda_psi = lambda_theta in Eq. 3, 4.     forget_weight: mu_psi = mu_theta
-    xi             trade-off in Eq. 7. If the images turn to noise, try 1.0.     lr, fake_score_lr: learning rates
+    xi             weighs Q^2 in Eq. 7. If the images turn to noise, try 1.0.     lr, fake_score_lr: learning rates
     mask           "saliency": Eq. 10; "random": as many entries, chosen by chance; "none": all entries.
-                   mask="none" with forget_weight=0.01 is SFD.     keep: share of the weights in the mask, in [0, 1]
+                   mask="none" with forget_weight=0.01 is SFD without dropout.     keep: share of weights in the mask, in [0, 1]
     mask_every     iterations between two masks; 1: as in the paper; 0: one mask, from the teacher's weights, for all time
     grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip].     ema: the average's decay, in [0, 1)
     ddim_steps     network evaluations per image of D_f, of which there are num_forget_images, at least batch_size
@@ -299,7 +299,7 @@ class Pecker:
         """Labels (B,), (B,). Steps 5, 6: one Adam step on  retain_weight * grad L_retain + mask * forget_weight * grad L_forget.
 
         L_retain: generator and teacher are asked for the same label. L_forget: the teacher for the cover instead. Eq. 4, 7.
-        Term by term, for half the memory. Above 32 images checkpoint makes the teacher's activations twice, for a quarter less.
+        Term by term, for less memory. Above 32 images checkpoint makes the teacher's activations twice, for a quarter less.
         """
         log, gradients = {}, []
         teacher = self.teacher if len(retain) <= 32 else lambda *given: checkpoint(self.teacher, *given, use_reentrant=False)

@@ -590,7 +590,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     Without settings.out two steps are timed and nothing is written: {key: seconds that the stage would take}.
     """
-    # No cache: a weight that was cast under no_grad would be used again where a gradient is wanted, and get none.
+    # No cache: older torch uses a weight that was cast under no_grad again where a gradient is wanted, which it lacks.
     step = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(step)
     if settings.out is None:
         return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: [*look(0)], len(looks)))
@@ -729,7 +729,7 @@ def unlearn(settings, data, classifier, teacher):
     # A hundred or so images of the forgotten classes in all, and at least twice what the Frechet distance needs of the retained.
     few, many = max(1, 100 // len(pairs)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(pairs)) + 1)
     labels = torch.cat((pecker.forgotten.repeat(few), pecker.retained.repeat(many))).sort().values
-    # The forgotten class from fixed noise at eight points of the run, most of them early: the paper's Figure 2.
+    # The forgotten class from fixed noise at eight points of the run, most of them early.
     looks = sorted({*range(0, settings.steps, max(1, settings.steps // 50)), settings.steps})
     points = sorted({looks[round((len(looks) - 1) * (i / 7) ** 2)] for i in range(8)})
     noise, columns = data.fixed_noise(10, seed=1), torch.tensor([*pairs], device=settings.device).repeat(10)[:10]

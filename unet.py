@@ -90,7 +90,7 @@ class UNet(nn.Module):
 
     noisy (B, in_channels, S, S) float, S = image_size; t (B,) integer timesteps; c (B,) long labels, 0..num_classes-1;
     returns eps, shaped like noisy. width=128, multipliers=(1, 2, 2, 2), blocks=2, attention at 16, dropout 0.1 at image_size 32
-    is DDPM's CIFAR-10 network but for the label and the sum with the input (35.7 million weights; SFD's has 38.6).
+    has the layers of DDPM's for CIFAR-10, but for the label and the sum with the input (35.7 million weights; SFD's: 38.6).
     patch = 2 lets it see squares of 2 x 2 pixels as channels, at a quarter of the cost: for small budgets. A resolution is a
     number of such squares a side; attention_resolutions that no stage has are ignored.
     ValueError if width is no multiple of 4 or image_size cannot be divided by patch and halved once per later multiplier.

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.claims import differences, student
 from experiments.results import FIGURES, by_method, load
 
-GREY, COLOURS = "#808080", ("#d95f02", "#1b9e77", "#7570b3", "#e7298a")  # told apart by the colour-blind, too
+GREY, COLOURS = "#808080", ("#d55e00", "#009e73", "#0072b2", "#cc79a7")  # told apart by the colour-blind, too: Okabe and Ito
 
 
 def text(x, y, words, anchor="middle", colour=GREY):

@@ -1,4 +1,4 @@
-"""Is the class still inside? Four attacks without training, on PECKER's generator and on three controls.
+"""Is the class still inside? Four probes without tuning its weights, on PECKER's generator and on three controls.
 
     python -m experiments.probe --run runs/shapes        # about 20 minutes on two CPU cores, with relearn's controls at hand
 

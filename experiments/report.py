@@ -1,6 +1,6 @@
-"""Makes every table and plot of README.md and experiments/README.md from the files in experiments/results/.
+"""Makes the tables between markers and the plots of README.md and experiments/README.md from the files in experiments/results/.
 
-    python -m experiments.report        # a second; a test makes them again and compares, so that no figure there can be typed
+    python -m experiments.report        # a second; a test makes them again and compares, so that none of them can be typed
 
 Between <!-- NAME PREFIX --> and <!-- end --> stands what TABLES[NAME] makes of the files with that prefix; plots go to assets/.
 """
