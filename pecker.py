@@ -57,12 +57,12 @@ class NoiseSchedule(nn.Module):
 
     def add_noise(self, x, t, noise):
         """z_t = alpha_t x + sigma_t noise. x, noise (B, C, H, W), t (B,) long -> (B, C, H, W). Before Eq. 1."""
-        alpha, sigma = self.alpha[t].view(-1, 1, 1, 1), self.sigma[t].view(-1, 1, 1, 1)
+        alpha, sigma = self.alpha[t].view(-1, 1, 1, 1).to(x.dtype), self.sigma[t].view(-1, 1, 1, 1).to(x.dtype)
         return alpha * x + sigma * noise
 
     def predict_x0(self, noisy, t, eps):
         """x = (z_t - sigma_t eps) / alpha_t, the clean image if the noise is eps. Shapes as add_noise. Eq. 1, 2."""
-        alpha, sigma = self.alpha[t].view(-1, 1, 1, 1), self.sigma[t].view(-1, 1, 1, 1)
+        alpha, sigma = self.alpha[t].view(-1, 1, 1, 1).to(noisy.dtype), self.sigma[t].view(-1, 1, 1, 1).to(noisy.dtype)
         return (noisy - sigma * eps) / alpha
 
 
@@ -195,8 +195,8 @@ class Pecker:
             raise ValueError(f"keep must be in [0, 1], not {keep}")
         if mask_every < 0 or not 0 <= ema < 1 or not 1 <= batch_size <= num_forget_images:
             raise ValueError("mask_every must be 0 or more, ema in [0, 1), batch_size 1 or more, num_forget_images no less")
-        if not (0 <= t_min < t_max <= T and 0 <= t_init < T):
-            raise ValueError(f"times must satisfy 0 <= t_min < t_max <= {T} and 0 <= t_init < {T}")
+        if not (0 <= t_min < t_max <= T and 0 <= t_init < T and 1 <= ddim_steps <= T):
+            raise ValueError(f"times must satisfy 0 <= t_min < t_max <= {T}, 0 <= t_init < {T} and 1 <= ddim_steps <= {T}")
 
         device = next(teacher.parameters()).device
         # eval() switches dropout off: the images are always fresh, so there is nothing to overfit.
@@ -330,7 +330,7 @@ class Pecker:
         return state | {name: getattr(self, name) for name in self.VALUES} | {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state):
-        """Continue from a state_dict(), at its learning rates. KeyError, ValueError or RuntimeError if it does not fit."""
+        """Continue from a state_dict(), at its learning rates. KeyError, ValueError, RuntimeError if the networks do not fit."""
         for name in self.MODULES:
             getattr(self, name).load_state_dict(copy.deepcopy(state[name]))  # optimisers would share its tensors
         for name in self.VALUES:

@@ -5,8 +5,6 @@
     python train.py unlearn --mask none --forget-weight 0.01 --teacher runs/shapes --out runs/sfd     # SFD, same teacher
     python train.py --data cifar10                        # CIFAR-10, at full size on a CUDA GPU, at a small one elsewhere
     python train.py --data FOLDER --forget cat:dog        # own images: FOLDER/train/<class>/*, FOLDER/test/<class>/*
-    python train.py evaluate --out runs/sfd               # metrics.json and before_after.png of a run
-    python train.py sample --out runs/shapes              # PNG files for pytorch-fid or clean-fid
 """
 
 import argparse
@@ -14,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import gzip
 import io
 import json
 import math
@@ -154,7 +153,7 @@ def make_parser():
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
     text = "all: the whole run (default); pretrain: classifier and teacher; unlearn: PECKER; evaluate: figures; sample: pictures"
-    parser.add_argument("command", nargs="?", choices=COMMANDS, default="all", help=text)
+    parser.add_argument("command", nargs="?", default="all", help=text)
     groups = {group: parser.add_argument_group(group) for group in dict.fromkeys(GROUP_OF.values())}
     for name, field in FIELDS.items():
         group, text, limits, more = field.metadata.values()
@@ -169,7 +168,7 @@ def make_parser():
 def parse_args(argv):
     """The command line -> command, Settings. What is not given comes from the folder of --teacher (groups data, classifier,
     teacher), from the run folder (what the command does not decide), else from the preset. Both folders give size, data_dir."""
-    if "" in argv:  # it would be the current folder
+    if any(re.fullmatch("(--[a-z0-9-]+=)?", one) for one in argv):  # it would be the current folder
         fail("an argument is empty: give a value, or leave its flag out")
     given = vars(make_parser().parse_args(argv))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -179,6 +178,8 @@ def parse_args(argv):
     fast = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # older cards claim bfloat16, and fail or crawl
     if given.get("teacher") and not given.get("out"):
         fail("--teacher needs --out, a run folder for what is made of it")
+    if given["command"] not in COMMANDS:  # argparse would look here first, and find the value of a misspelt flag
+        fail(f"there is no command {given['command']}: give one of {', '.join(COMMANDS)}")
     command, found = given.pop("command"), {"data": "shapes", "size": "full" if device == "cuda" else "small", "bf16": fast}
     # Groups of settings that this command decides; the others are its run folder's, so that pretrain leaves PECKER's flags alone.
     decided = {*[*PRODUCTS][COMMANDS[command]], *(("data", "run", "place") if COMMANDS[command].start == 0 else ())}
@@ -288,7 +289,7 @@ def load_data(settings):
             if name in SOURCES:
                 for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision knows only its own
                     if not packed.with_suffix("").exists():
-                        torchvision.datasets.utils.extract_archive(str(packed))
+                        write(packed.with_suffix(""), lambda file: file.write(gzip.decompress(packed.read_bytes())))
                 source, *parts = SOURCES[name]
                 sets = [source(settings.data_dir, part, transform=square, download=True) for part in parts]
                 classes = [one.lower().replace(" ", "-").replace("/", "-") for one in sets[0].classes]  # fit for files, flags
@@ -297,8 +298,8 @@ def load_data(settings):
                 parts = parts if all(part.is_dir() for part in parts) else [name]
                 sets = [torchvision.datasets.ImageFolder(part, transform=square, loader=read_picture) for part in parts]
                 classes = sets[0].classes
-            if len(classes) < 2 or sets[0].classes != sets[-1].classes:
-                raise ValueError("it has only one class, or train and test have different classes")
+            if len(classes) < 2 or sets[0].classes != sets[-1].classes or not "".join(classes).isprintable():
+                raise ValueError("it has only one class, or one of a strange name, or train and test have different classes")
         loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in sets)]
         if all(torch.equal(images, images[:, :1].expand_as(images)) for images, _ in loaded):  # grey
             loaded = [(images[:, :1].contiguous(), labels) for images, labels in loaded]
@@ -503,10 +504,6 @@ def load_product(folder, stage, settings, data):
 
 def open_folder(command, settings, data):
     """Refuse what does not fit; then make the run folder, whole by itself: with classifier and teacher of --teacher."""
-    with explained("these flags do not go together", "see python train.py --help"):
-        network = make_network(settings, data)
-        if command != "pretrain":
-            make_pecker(settings, data, network)
     home, out, now, seed = settings.teacher or settings.out, settings.out, vars(settings), settings.seed
     made = [(out / file).exists() for file, *_ in PRODUCTS.values()]
     if made[-1] and not all(made):
@@ -518,8 +515,11 @@ def open_folder(command, settings, data):
         found = read_settings(folder)
         seed = found.get("teacher_seed", seed)
         was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
+        if {was.get("data"), now["data"]}.isdisjoint(("shapes", *SOURCES)):  # own pictures may have moved
+            was.pop("data", None)
         words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
-        words += [f"the {name} {in_words(found[name])}" for name in about if found.get(name, about[name]) != about[name]]
+        here = {name: value for name, value in about.items() if found.get(name, value) != value}
+        words += [f"the {name} {in_words(found[name])} (now {in_words(value)})" for name, value in here.items()]
         if words:
             fail(f"{folder} was made with {', '.join(words)}: give the same to continue, or another --out for a new run")
     needed = [*PRODUCTS][: max(COMMANDS[command].start, 2 * bool(settings.teacher))]
@@ -529,6 +529,10 @@ def open_folder(command, settings, data):
             fail(f"{folder / file} is missing: run `python train.py {earlier}` for its folder to the end, or give another folder")
         if (out / file).exists() and (out / file).read_bytes() != (folder / file).read_bytes():
             fail(f"{out} was made from another {stage} than {folder / file}: leave --teacher out, or give another --out")
+    with explained("these flags do not go together", "see python train.py --help"):
+        network = make_network(settings, data)
+        if command != "pretrain":
+            make_pecker(settings, data, network)
     read_log(out)
     if not all(made):  # settings.json stays that of the code which made the last product
         out.mkdir(parents=True, exist_ok=True)
@@ -838,8 +842,7 @@ def estimate(command, settings, data):
             seconds[stage] = round(calls[stage](), 1)
             print(f" {seconds[stage] / 60:.1f} minutes for {stage},", end="", flush=True)
     print(f" {sum(seconds.values()) / 60:.1f} in all", flush=True)
-    earlier = [line for line in read_log(settings.out) if line["stage"] != "estimate"]
-    write_json(settings.out / "log.jsonl", *earlier, {"stage": "estimate", "seconds": seconds}, indent=None)
+    write_json(settings.out / "log.jsonl", *read_log(settings.out), {"stage": "estimate", "seconds": seconds}, indent=None)
 
 
 def load_run(folder, device=None):
@@ -874,6 +877,8 @@ def run_program(main):
     """Call main(argv); a signal, a full disk and too little memory end it in one sentence, without a traceback."""
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    with contextlib.suppress(AttributeError):  # a notebook's has no such method
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of classes that a terminal cannot show
     try:
         main(sys.argv[1:])
     except OSError as error:
