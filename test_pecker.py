@@ -602,7 +602,7 @@ class Judge:
         return pixels[:, 1:4], 0.98 * nn.functional.one_hot(pixels[:, 0].long().clamp(max=4), 5).double() + 0.004
 
 
-def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
+def test_measure_reports_each_figure_over_its_own_labels_in_whatever_order_the_classes_are(monkeypatch):
     monkeypatch.setattr(train, "precision_recall", lambda real, fake: (len(real), fake.sum().item()))
     for sampler in ("generate", "sample_ddim"):  # a network draws by net(noise, c, steps)
         monkeypatch.setattr(train, sampler, lambda net, schedule, noise, c, steps=1: net(noise, c, steps))
@@ -613,7 +613,7 @@ def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
     seen, real_features, (features, probabilities) = [], Judge().judge(real)[0], Judge().judge(drawn)
     retained, balanced = (labels == 1) | (labels == 2), torch.tensor([0, 10 / 11, 10 / 6, 0, 0])[real_labels]
     draw = lambda *asked: seen.append((*asked, torch.is_grad_enabled())) or train.to_float(drawn[: len(asked[1])])  # noqa: E731
-    assert train.measure(data, Judge(), real_features, pairs, draw, labels, 7) == {
+    assert (figures := train.measure(data, Judge(), real_features, pairs, draw, labels, 7)) == {
         "unlearning_accuracy": pytest.approx(18 / 20), "cover_share": pytest.approx(17 / 20),
         "retain_accuracy": pytest.approx(19 / 20), "precision": 23, "recall": features[retained].sum().item(),
         "class_accuracy": {"a": pytest.approx(0.2), "b": pytest.approx(0.9), "c": 1, "d": 0},
@@ -627,6 +627,11 @@ def test_measure_reports_each_figure_over_its_own_labels(monkeypatch):
     assert few["frechet_distance"] is few["recall"] is None and few["cover_frechet_distance"] and few["network_evaluations"] == 1
     for (noise, c, *how), (count, seed, steps) in zip(seen, ((40, 0, 7), (13, 1, 1))):  # how: steps, with gradient
         assert torch.equal(noise, data.fixed_noise(count, seed)) and torch.equal(c, labels[:count]) and how == [steps, False]
+    order = torch.tensor([3, 0, 4, 1, 2])  # class i is at place order[i] now
+    data.classes, data.test_labels = ["abcde"[i] for i in order.argsort()], order[real_labels]
+    drawn[:, 0, 0, 0] = order[drawn[:, 0, 0, 0].long()]
+    again = train.measure(data, Judge(), real_features, {3: 0, 1: 0}, draw, order[labels], 7)
+    assert {key: pytest.approx(value) for key, value in again.items()} == figures
 
 
 def test_steps_to_forget_needs_forgetting_that_lasts():
