@@ -43,13 +43,6 @@ def in_words(values):
     return f"{digits(np.mean(there), 3)}{spread}{missing}" if there else "-"
 
 
-def share_in_words(count, total):
-    """A share with its 95 % interval (Wilson 1927), which is not empty at 0 and 1 either."""
-    share, z = count / total, 1.96**2 / total
-    low, high = sorted(np.roots([1 + z, -2 * share - z, share**2]))  # the p at which (share - p)^2 = z p (1 - p)
-    return f"{share:.4g} ({low:.4g} to {high:.4g})"
-
-
 def differences(found, key):
     """{control: [numbers]}: what the mask does beside none and a random one at the same weight, seed by seed, if two or more."""
     rows, minus = by_method(found, key), {}

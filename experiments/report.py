@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from experiments import plots, results
-from experiments.claims import in_words, share_in_words, tested
+from experiments.claims import in_words, tested
 from experiments.networks import networks
 from experiments.results import FIGURES, MAIN
 
@@ -60,12 +60,17 @@ def relearning(found):
 
 
 def probes(found):
-    keys, starts = ("seeds", "leak", "real", "real, retained class"), ("own", "cover's", "random 1", "random 2", "random 3")
-    runs = [(one["seed"], name, row) for one in found for name, row in one.get("probe", {}).items() if "seeds" in row]
-    shares = [[seed, name, *(share_in_words(*row[key]) for key in keys)] for seed, name, row in runs]
-    words = lambda points: ", ".join(f"{count / total:.2g}" for count, total in points.values())  # noqa: E731
-    searches = [[seed, name, *(words(row["inversion"][at]) for at in starts)] for seed, name, row in runs]
-    return markdown(["run", "network", *keys], shares) + "\n\n" + markdown(["run", "search in", *starts], searches)
+    """Two rows a network: shares, lowest to highest over the runs; how many searches have found the class after so many steps."""
+    tables, shares, searches = [one["probe"] for one in found if "probe" in one], [], []
+    keys, starts = ("seeds", "leak", "real", "real, retained class"), ("own", "cover's", "random")
+    for name in [name for name, row in tables[0].items() if "seeds" in row]:
+        rows = [table[name] for table in tables]
+        ordered = [sorted({row[key][0] / row[key][1] for row in rows}) for key in keys]
+        shares.append([name, *(" to ".join(f"{share:.3g}" for share in (low, *more[-1:])) for low, *more in ordered)])
+        begun = [[points for row in rows for at, points in row["inversion"].items() if at.startswith(start)] for start in starts]
+        hits = [[sum(2 * points[after][0] >= points[after][1] for points in some) for after in some[0]] for some in begun]
+        searches.append([name, *(f"{', '.join(map(str, counts))} of {len(some)}" for counts, some in zip(hits, begun))])
+    return markdown(["network", *keys], shares) + "\n\n" + markdown(["search in, from", *starts], searches)
 
 
 TABLES = {maker.__name__: maker for maker in (result, main_job, methods, claims, relearning, probes)}

@@ -58,9 +58,8 @@ def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_keeps_thei
     assert claims.holm([0.01, 0.04, 0.03, 0.9, 0.8]) == pytest.approx([0.05, 0.12, 0.12, 1, 1]) and claims.holm([]) == []
 
 
-def test_words_say_how_many_are_missing_and_shares_have_an_interval_that_is_not_empty():
+def test_words_say_how_many_are_missing():
     assert [claims.in_words(values) for values in ([1, None, 3], [None])] == ["2 ± 1.4 (2 of 3)", "-"]
-    assert [claims.share_in_words(*of) for of in ((0, 100), (4995, 5000))] == ["0 (0 to 0.03699)", "0.999 (0.9977 to 0.9996)"]
 
 
 def result(method="none, weight 1", seed=0, **figures):
