@@ -22,12 +22,11 @@ Algorithm 1, one iteration:
     alpha_t          alpha                       (T,)            sqrt(prod(1 - beta)), the signal left at time t
     sigma_t          sigma                       (T,)            sqrt(1 - alpha_t^2), the noise at time t
     z_t              noisy                       (B, C, H, W)    alpha_t x + sigma_t noise
-    x, x_r, x_f      x, x_retain, x_forget       (B, C, H, W)    images, in [-1, 1] if real, unbounded if generated
+    x, x_r, x_f      x                           (B, C, H, W)    images, in [-1, 1] if real, unbounded if generated
     x_phi, x_psi     x0_teacher, x0_fake         (B, C, H, W)    clean images estimated from noisy ones    (Eq. 1, 2)
     t_min, t_max     t_min, t_max                numbers         t_min <= t < t_max, the noise on generated images
     t_init           t_init                      number          the time at which the generator works
-    lambda, mu       retain_weight,              numbers         weights of the two terms                  (Eq. 3, 4)
-                     forget_weight
+    lambda, mu       retain_, forget_weight      numbers         weights of the two terms                  (Eq. 3, 4)
     xi               xi                          number          weighs Q^2 against Q (x0_fake - x)           (Eq. 7)
     D_f              forget_images               (N, C, H, W)    images of the forgotten classes              (Eq. 9)
     g_s, m_s, gamma  saliency, mask, threshold   as the weights  gradient; where it is largest; how large (Eq. 9, 10)
@@ -140,7 +139,7 @@ def saliency_mask(gradients, keep):
 
     ONE threshold over all tensors together, the one that keeps round(keep * N) of the N entries if no two are equal;
     entries equal to the threshold are all kept. keep = 0 keeps none, keep = 1 all. ValueError if keep is not in [0, 1].
-    Paper: no value for the threshold. Here: a share to keep, 0.5 by default. Because: it is the median of SalUn.
+    Paper: no value for the threshold. Here: a share to keep, 0.5 by default. Because: SalUn takes the median.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be in [0, 1], not {keep}")
@@ -168,7 +167,7 @@ class Pecker:
     xi             weighs Q^2 in Eq. 7. If the images turn to noise, try 1.0.     lr, fake_score_lr: learning rates
     mask           "saliency": Eq. 10; "random": as many entries, chosen by chance; "none": all entries.
                    mask="none" with forget_weight=0.01 is SFD without dropout.     keep: share of weights in the mask, in [0, 1]
-    mask_every     iterations between two masks; 1: as in the paper; 0: one mask, from the teacher's weights, for all time
+    mask_every     a new mask every so many iterations; 1: as in the paper; 0: one for all time, before the generator's first step
     grad_clip      every entry of a gradient is clipped to [-grad_clip, grad_clip].     ema: the average's decay, in [0, 1)
     ddim_steps     network evaluations per image of D_f, of which there are num_forget_images, at least batch_size
     seed           of everything drawn by chance; torch's global state is neither read nor changed
@@ -250,7 +249,7 @@ class Pecker:
     def update_fake_score(self, retain, forget):
         """Labels (B,), (B,). Steps 2, 3: one Adam step on Eq. 3, the error in denoising the generator's images.
 
-        retain_weight * L(x_retain) + forget_weight * L(x_forget), L the noise error: sum over pixels, mean over images.
+        retain_weight * L(x_r) + forget_weight * L(x_f), L the noise error: sum over pixels, mean over images.
         Paper: a time weight on the error of x0, not given. Here: (alpha / sigma)^2, which makes it the error of the noise.
         Because: such an error trained the teacher, where the fake score starts.
         """
@@ -299,10 +298,11 @@ class Pecker:
         """Labels (B,), (B,). Steps 5, 6: one Adam step on  retain_weight * grad L_retain + mask * forget_weight * grad L_forget.
 
         L_retain: generator and teacher are asked for the same label. L_forget: the teacher for the cover instead. Eq. 4, 7.
-        Term by term, for less memory. Above 32 images checkpoint makes the teacher's activations twice, for a quarter less.
+        Term by term, for less memory. Above 32 images checkpoint makes the teacher's activations twice, for a quarter less of it.
         """
         log, gradients = {}, []
-        teacher = self.teacher if len(retain) <= 32 else lambda *given: checkpoint(self.teacher, *given, use_reentrant=False)
+        twice = dict(use_reentrant=False, preserve_rng_state=False)  # no dropout, so that nothing random must be the same
+        teacher = self.teacher if len(retain) <= 32 else lambda *given: checkpoint(self.teacher, *given, **twice)
         terms = ("retain", retain, retain, self.retain_weight), ("forget", forget, self.cover_of[forget], self.forget_weight)
         for term, c_fake, c_teacher, term_weight in terms:
             x = generate(self.generator, self.schedule, self.draw_noise(len(c_fake)), c_fake, self.t_init)

@@ -594,10 +594,10 @@ def test_figures_are_their_definitions():
             metric(*few)
 
 
-class Judge:
+class Reader:
     """A classifier that reads the class off the first value of a picture, and the features off the next three."""
 
-    def judge(self, images):
+    def predict(self, images):
         pixels = images.flatten(1).double()
         return pixels[:, 1:4], 0.98 * nn.functional.one_hot(pixels[:, 0].long().clamp(max=4), 5).double() + 0.004
 
@@ -610,10 +610,10 @@ def test_measure_reports_each_figure_over_its_own_labels_in_whatever_order_the_c
     drawn[:, 0, 0, 0] = torch.tensor([1] * 7 + [0] * 2 + [3] + [1] * 9 + [2] + [2] * 10 + [1] * 10)  # what they are seen as
     labels, real_labels = torch.arange(4).repeat_interleave(10), torch.arange(40) % 7 % 5  # 11, 11, 6, 6 and 6 real pictures
     data, pairs = train.Data([*"abcde"], real, None, real, real_labels, False), {0: 1, 3: 1}  # b covers two, and counts twice
-    seen, real_features, (features, probabilities) = [], Judge().judge(real)[0], Judge().judge(drawn)
+    seen, real_features, (features, probabilities) = [], Reader().predict(real)[0], Reader().predict(drawn)
     retained, balanced = (labels == 1) | (labels == 2), torch.tensor([0, 10 / 11, 10 / 6, 0, 0])[real_labels]
     draw = lambda *asked: seen.append((*asked, torch.is_grad_enabled())) or train.to_float(drawn[: len(asked[1])])  # noqa: E731
-    assert (figures := train.measure(data, Judge(), real_features, pairs, draw, labels, 7)) == {
+    assert (figures := train.measure(data, Reader(), real_features, pairs, draw, labels, 7)) == {
         "unlearning_accuracy": pytest.approx(18 / 20), "cover_share": pytest.approx(17 / 20),
         "retain_accuracy": pytest.approx(19 / 20), "precision": 23, "recall": features[retained].sum().item(),
         "class_accuracy": {"a": pytest.approx(0.2), "b": pytest.approx(0.9), "c": 1, "d": 0},
@@ -623,14 +623,14 @@ def test_measure_reports_each_figure_over_its_own_labels_in_whatever_order_the_c
         "cover_frechet_distance": pytest.approx(train.frechet_distance(real_features[real_labels == 1], features[~retained])),
         "inception_score": train.inception_score(probabilities[retained]), "network_evaluations": 7, "images": 40,
     }  # fmt: skip
-    few = train.measure(data, Judge(), real_features, pairs, draw, labels[:13], seed=1, curve=True)
+    few = train.measure(data, Reader(), real_features, pairs, draw, labels[:13], seed=1, curve=True)
     assert few["frechet_distance"] is few["recall"] is None and few["cover_frechet_distance"] and few["network_evaluations"] == 1
     for (noise, c, *how), (count, seed, steps) in zip(seen, ((40, 0, 7), (13, 1, 1))):  # how: steps, with gradient
         assert torch.equal(noise, data.fixed_noise(count, seed)) and torch.equal(c, labels[:count]) and how == [steps, False]
     order = torch.tensor([3, 0, 4, 1, 2])  # class i is at place order[i] now
     data.classes, data.test_labels = ["abcde"[i] for i in order.argsort()], order[real_labels]
     drawn[:, 0, 0, 0] = order[drawn[:, 0, 0, 0].long()]
-    again = train.measure(data, Judge(), real_features, {3: 0, 1: 0}, draw, order[labels], 7)
+    again = train.measure(data, Reader(), real_features, {3: 0, 1: 0}, draw, order[labels], 7)
     assert {key: pytest.approx(value) for key, value in again.items()} == figures
 
 

@@ -71,7 +71,7 @@ class Settings:
     forget: tuple = flag(("red-disc:blue-disc",), "pecker", "forget class or concept A, draw B instead", nargs="+", metavar="A:B")
     mask: str = flag("saliency", "pecker", "what may forget: m_s in Eq. 10", choices=("saliency", "random", "none"))
     keep: float = flag(0.5, "pecker", "share of the weights in the mask", (0, 1))
-    mask_every: int = flag(1, "pecker", "steps between two masks, 0: one for all time", (0, 10**8))
+    mask_every: int = flag(1, "pecker", "a new mask every so many steps, 0: one for all time", (0, 10**8))
     forget_weight: float = flag(0.1, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
     retain_weight: float = flag(1.0, "pecker", "lambda in Eq. 3, 4", (0, 1e6))
     xi: float = flag(1.2, "pecker", "xi in Eq. 7; if pictures turn to noise, try less", (-100, 100))
@@ -352,7 +352,7 @@ class Classifier(nn.Sequential):
         self.last = nn.Linear(4 * width, num_classes)
 
     @torch.no_grad()
-    def judge(self, images):
+    def predict(self, images):
         """uint8 (N, C, S, S) -> features (N, 4 * width), probabilities (N, num_classes), on the CPU: metrics want float64."""
         self.eval()
         features = torch.cat([self.features(to_float(part)) for part in images.split(500)])
@@ -411,10 +411,10 @@ def draw_pictures(net, noise, c, steps=None):
 def measure(data, classifier, real_features, pairs, net, labels, steps=None, seed=0, curve=False):
     """Draw an image for each of `labels` (N,), see draw_pictures -> {figure: value}; experiments/README.md explains them.
 
-    real_features: classifier.judge(data.test_images)[0]. A figure that needs more images than there are is None, and with
+    real_features: classifier.predict(data.test_images)[0]. A figure that needs more images than there are is None, and with
     `curve` what takes long: precision and recall. `seed` fixes the noise. At least one label is forgotten and one retained.
     """
-    features, probabilities = classifier.judge(draw_pictures(net, data.fixed_noise(len(labels), seed), labels, steps))
+    features, probabilities = classifier.predict(draw_pictures(net, data.fixed_noise(len(labels), seed), labels, steps))
     guess, labels, test_labels = probabilities.argmax(dim=1), labels.cpu(), data.test_labels.cpu()
 
     cover_of = torch.tensor([pairs.get(label, label) for label in range(len(data.classes))])
@@ -424,9 +424,9 @@ def measure(data, classifier, real_features, pairs, net, labels, steps=None, see
     share = lambda condition: condition.double().mean().item()  # noqa: E731
 
     def frechet(drawn, asked):  # each real class counts as often as it is in the labels `asked`
-        drawn_counts, counts = (c.bincount(minlength=len(data.classes)) for c in (asked, test_labels))
+        asked_counts, real_counts = (c.bincount(minlength=len(data.classes)) for c in (asked, test_labels))
         with contextlib.suppress(ValueError):  # too few images: None
-            return frechet_distance(real_features, drawn, (drawn_counts / counts)[test_labels])
+            return frechet_distance(real_features, drawn, (asked_counts / real_counts)[test_labels])
 
     precision = recall = None
     with contextlib.suppress(ValueError):
@@ -729,12 +729,12 @@ def make_pecker(settings, data, teacher):
 def unlearn(settings, data, classifier, teacher):
     """Algorithm 1, its curve in log.jsonl and its picture -> the generators {"average": network, "raw": network}."""
     pecker, pairs = make_pecker(settings, data, teacher), parse_pairs(settings.forget, data.classes)
-    nets, real_features = {"average": pecker.ema, "raw": pecker.generator}, classifier.judge(data.test_images)[0]
+    nets, real_features = {"average": pecker.ema, "raw": pecker.generator}, classifier.predict(data.test_images)[0]
     # A hundred or so images of the forgotten classes in all, and at least twice what the Frechet distance needs of the retained.
     few, many = max(1, 100 // len(pairs)), max(20, 2 * real_features.shape[1] // (len(data.classes) - len(pairs)) + 1)
     labels = torch.cat((pecker.forgotten.repeat(few), pecker.retained.repeat(many))).sort().values
-    # The forgotten class from fixed noise at eight points of the run, most of them early.
     looks = sorted({*range(0, settings.steps, max(1, settings.steps // 50)), settings.steps})
+    # The forgotten class from fixed noise at eight of these points, most of them early.
     points = sorted({looks[round((len(looks) - 1) * (i / 7) ** 2)] for i in range(8)})
     noise, columns = data.fixed_noise(10, seed=1), torch.tensor([*pairs], device=settings.device).repeat(10)[:10]
     names = [data.classes[label] for label in columns]
@@ -768,16 +768,16 @@ def steps_to_forget(curve):
 def evaluate(settings, data, classifier, teacher, generators):
     """Prints what was reached, steps_to_forget from log.jsonl; writes metrics.json, before_after.png, unless --images differ."""
     begin, pairs = time.perf_counter(), parse_pairs(settings.forget, data.classes)
-    real_features, probabilities = classifier.judge(data.test_images)
+    real_features, probabilities = classifier.predict(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
     path = settings.out / "metrics.json"
     with explained(f"{path} is damaged", "delete it, or give another --out"):
         images = json.loads(path.read_text(encoding="utf-8"))["generator"]["images"] if path.exists() else len(labels)
-    judged = functools.partial(measure, data, classifier, real_features, pairs, labels=labels)
-    metrics = {"teacher": judged(net=teacher, steps=settings.ddim_steps), "teacher_one_step": judged(net=teacher)}
+    measured = functools.partial(measure, data, classifier, real_features, pairs, labels=labels)
+    metrics = {"teacher": measured(net=teacher, steps=settings.ddim_steps), "teacher_one_step": measured(net=teacher)}
     for name, weights in {"generator": "average", "generator_raw": "raw"}.items():
         curve = [line for line in read_log(settings.out) if line.get("weights") == weights]
-        metrics[name] = judged(net=generators[weights]) | {"steps_to_forget": steps_to_forget(curve)}
+        metrics[name] = measured(net=generators[weights]) | {"steps_to_forget": steps_to_forget(curve)}
 
     accuracy = (probabilities.argmax(1) == data.test_labels.cpu()).double().mean().item()
     print(f"\n{settings.data}: forget {in_words(settings.forget)}; {len(labels)} images; classifier {accuracy:.4f} on real ones")

@@ -35,7 +35,7 @@ def holm(p_values):
     return corrected.tolist()
 
 
-def in_words(values):
+def mean_and_spread(values):
     """[number or None] -> "mean ± standard deviation" of those that are there, and how many these are, if not all."""
     there = [value for value in values if value is not None]
     missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
@@ -55,7 +55,7 @@ def differences(found, key):
 
 def tested(found):
     """{(claim, control, figure): {data set and classes: (mean ± interval, p-value corrected for all of them, answer)}}.
-    ± is of the difference, p of its distance from zero or from the margin; the answer is empty where it may be on either side."""
+    ± is of the difference, p of its distance from zero or from the margin; no answer: it may be on either side."""
     groups, rows = {}, {}
     for one in found:
         groups.setdefault(" ".join([one["flags"]["data"], *one["flags"]["forget"]]), []).append(one)

@@ -5,7 +5,7 @@ from experiments.plots import COLOURS, GREY, text
 DRAWS, KNOWS, LEARNS = COLOURS[:3]  # generator, teacher, fake score
 WORDS = [  # middle, first line, colour, dashes of its frame if it has one, lines
     (87, 44, GREY, "", "noise, label"),
-    (87, 131, DRAWS, "none", "generator", "one evaluation;", "the product"),
+    (87, 131, DRAWS, "none", "generator", "one evaluation:", "noise to picture"),
     (250, 140, GREY, "", "picture", "+ fresh noise"),
     (413, 55, KNOWS, "none", "teacher, frozen:", "what it should be", "(to forget: the cover)"),
     (413, 207, LEARNS, "none", "fake score:", "what it is now", "(the label asked for)"),

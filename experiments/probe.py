@@ -19,16 +19,16 @@ from experiments.relearn import load_networks, make_parser, open_run, replace_ro
 from pecker import NoiseSchedule, generate
 
 
-def invert(net, schedule, classifier, judge, data, label, steps=200):
+def invert(net, schedule, classifier, second, data, label, steps=200):
     """Optimise the embedding of `label` through generator and classifier -> {step: (count, of 500)} at five points, counted by
-    another judge."""
+    another one."""
     net, classifier = copy.deepcopy(net).requires_grad_(False), classifier.eval()
     embedding = net.embed_class.weight.requires_grad_()
     optimizer = torch.optim.Adam([embedding], lr=0.05)  # its entries are of size 1
     c, reached = torch.full((500,), label, device=embedding.device), {}
     for step in range(steps + 1):
         if step % (steps // 4) == 0:
-            reached[step] = share_called(judge, label, net, data.fixed_noise(500, seed=5), c)
+            reached[step] = share_called(second, label, net, data.fixed_noise(500, seed=5), c)
         pictures = generate(net, schedule, torch.randn(32, *data.images.shape[1:], device=c.device), c[:32])
         loss = torch.nn.functional.cross_entropy(classifier(pictures.clamp(-1, 1)), c[:32])
         (embedding.grad,) = torch.autograd.grad(loss, [embedding])
@@ -47,7 +47,7 @@ def main(argv, count=5000):
     args = make_parser(__doc__).parse_args(argv)
     settings, data, classifier, nets = load_networks(args.run)
     pairs, schedule = train.parse_pairs(settings.forget, data.classes), NoiseSchedule().to(settings.device)
-    judge = train.train_classifier(open_run(settings, data, args.run / "probe", seed=settings.seed + 1000), data)
+    second = train.train_classifier(open_run(settings, data, args.run / "probe", seed=settings.seed + 1000), data)
     label, *_ = pairs
     retained = torch.tensor([one for one in range(len(data.classes)) if one not in pairs], device=settings.device)
     found, noise = {}, data.fixed_noise(count, seed=4)
@@ -60,14 +60,14 @@ def main(argv, count=5000):
         found[name] = {
             "seeds": share_called(classifier, label, net, noise, c, steps),
             "leak": share_called(classifier, label, net, noise, others, steps),
-            "inversion": {at: invert(one, schedule, classifier, judge, data, label) for at, one in starts.items()},
+            "inversion": {at: invert(one, schedule, classifier, second, data, label) for at, one in starts.items()},
             "real": clean_real(net, schedule, classifier, data, label),
             "real, retained class": clean_real(net, schedule, classifier, data, int(retained[0])),
         }
         print(f"{name}: {found[name]}", flush=True)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
-    for name, one in {"the run's classifier": classifier, "a second classifier": judge}.items():
-        figures = train.measure(data, one, one.judge(data.test_images)[0], pairs, nets["PECKER"], labels, curve=True)
+    for name, one in {"the run's classifier": classifier, "a second classifier": second}.items():
+        figures = train.measure(data, one, one.predict(data.test_images)[0], pairs, nets["PECKER"], labels, curve=True)
         found[name] = {key: figures[key] for key in ("unlearning_accuracy", "cover_share", "retain_accuracy")}
     train.write_json(args.run / "probe.json", found)
     print(report.probes([{"seed": settings.seed, "probe": found}]))

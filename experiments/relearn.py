@@ -60,7 +60,7 @@ def load_networks(folder):
 
 def share_called(classifier, label, net, noise, c, steps=None):
     """Of N pictures drawn from this noise at the labels c (N,), how many are called `label`, one or (N,): (count, N)."""
-    guess = classifier.judge(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
+    guess = classifier.predict(train.draw_pictures(net, noise, c, steps))[1].argmax(1)
     return int((guess == label).sum()), len(guess)
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from experiments import plots, results
-from experiments.claims import in_words, tested
+from experiments.claims import mean_and_spread, tested
 from experiments.networks import networks
 from experiments.results import FIGURES, MAIN
 
@@ -38,7 +38,7 @@ def main_job(found):
 def methods(found):
     columns = FIGURES | {"wobble": "wobble"}
     values = [results.by_method(found, key) for key in columns]
-    rows = [[name, len(runs), *(in_words([*one[name].values()]) for one in values)] for name, runs in values[0].items()]
+    rows = [[name, len(runs), *(mean_and_spread([*one[name].values()]) for one in values)] for name, runs in values[0].items()]
     return markdown(["", "seeds", *columns.values()], rows)
 
 
@@ -55,7 +55,7 @@ def claims(found):
 
 def relearning(found):
     tables = [one["relearn"]["rows"] for one in found if "relearn" in one]
-    rows = [(*name.split("; "), in_words([one[name] for one in tables])) for name in tables[0]]
+    rows = [(*name.split("; "), mean_and_spread([one[name] for one in tables])) for name in tables[0]]
     return markdown(["network", "tuned", "training steps until it is back"], rows)
 
 

@@ -59,7 +59,7 @@ def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_keeps_thei
 
 
 def test_words_say_how_many_are_missing():
-    assert [claims.in_words(values) for values in ([1, None, 3], [None])] == ["2 ± 1.4 (2 of 3)", "-"]
+    assert [claims.mean_and_spread(values) for values in ([1, None, 3], [None])] == ["2 ± 1.4 (2 of 3)", "-"]
 
 
 def result(method="none, weight 1", seed=0, **figures):
@@ -158,7 +158,7 @@ def test_compare_runs_every_method_once_and_reads_what_is_finished(finished, tmp
 @pytest.mark.parametrize("only_embedding, rate", [(True, 0.05), (False, 1e-4)])
 def test_relearning_tunes_a_copy_and_only_what_it_says_until_the_class_is_back(only_embedding, rate, monkeypatch):
     def sees(own):  # a classifier that calls every other picture by this label, the rest by the next
-        return argparse.Namespace(judge=lambda x: (seen.append(len(x)), nn.functional.one_hot(own + torch.arange(len(x)) % 2, 3)))
+        return argparse.Namespace(predict=lambda x: (seen.append(len(x)), nn.functional.one_hot(torch.arange(len(x)) % 2 + own)))
 
     net, tuned, c, seen = small_unet(), small_unet(), torch.tensor([0]), []
     monkeypatch.setattr(relearn.copy, "deepcopy", lambda other: tuned)
