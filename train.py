@@ -298,8 +298,10 @@ def load_data(settings):
                 parts = parts if all(part.is_dir() for part in parts) else [name]
                 sets = [torchvision.datasets.ImageFolder(part, transform=square, loader=read_picture) for part in parts]
                 classes = sets[0].classes
-            if len(classes) < 2 or sets[0].classes != sets[-1].classes or not "".join(classes).isprintable():
-                raise ValueError("it has only one class, or one of a strange name, or train and test have different classes")
+            if len(classes) < 2 or sets[0].classes != sets[-1].classes:
+                raise ValueError("it has only one class, or train and test have different classes")
+            if strange := [one for one in classes if one == "train" or one[0] == "." or not one.isprintable()]:
+                raise ValueError(f"{strange} cannot be classes")
         loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in sets)]
         if all(torch.equal(images, images[:, :1].expand_as(images)) for images, _ in loaded):  # grey
             loaded = [(images[:, :1].contiguous(), labels) for images, labels in loaded]
