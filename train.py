@@ -596,7 +596,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     Without settings.out two steps are timed and nothing is written: {key: seconds that the stage would take}.
     """
-    # No cache: older torch uses a weight that was cast under no_grad again where a gradient is wanted, which it lacks.
+    # No cache: older torch would use a weight that was cast under no_grad again where a gradient is wanted, and give it none.
     step = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(step)
     if settings.out is None:
         return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: [*look(0)], len(looks)))
