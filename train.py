@@ -516,12 +516,12 @@ def open_folder(command, settings, data):
     for folder, groups in (out if begun else None, ("data", "run", "precision", *begun)), (settings.teacher, SHARED):
         found = read_settings(folder)
         seed = found.get("teacher_seed", seed)
-        was = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups and value != now[name]}
-        if {was.get("data"), now["data"]}.isdisjoint(("shapes", *SOURCES)):  # own pictures may have moved
-            was.pop("data", None)
-        words = [f"--{name.replace('_', '-')} {in_words(value)} (now {in_words(now[name])})" for name, value in was.items()]
-        here = {name: value for name, value in about.items() if found.get(name, value) != value}
-        words += [f"the {name} {in_words(found[name])} (now {in_words(value)})" for name, value in here.items()]
+        flags = {name: value for name, value in found["flags"].items() if GROUP_OF[name] in groups}
+        both = {f"--{name.replace('_', '-')}": (value, now[name]) for name, value in flags.items()}
+        both |= {f"the {name}": (found.get(name, value), value) for name, value in about.items()}
+        if {now["data"], *both.get("--data", ())}.isdisjoint(("shapes", *SOURCES)):  # own pictures may have moved
+            both.pop("--data", None)
+        words = [f"{name} {in_words(was)} (now {in_words(new)})" for name, (was, new) in both.items() if was != new]
         if words:
             fail(f"{folder} was made with {', '.join(words)}: give the same to continue, or another --out for a new run")
     needed = [*PRODUCTS][: max(COMMANDS[command].start, 2 * bool(settings.teacher))]
