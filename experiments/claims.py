@@ -54,11 +54,12 @@ def differences(found, key):
 
 
 def tested(found):
-    """{(claim, control, figure): {data set and classes: (mean ± interval, p-value corrected for all of them, answer)}}.
+    """{(claim, control, figure): {data set, classes, steps: (mean ± interval, p-value corrected for all of them, answer)}}.
     ± is of the difference, p of its distance from zero or from the margin; no answer: it may be on either side."""
     groups, rows = {}, {}
     for one in found:
-        groups.setdefault(" ".join([one["flags"]["data"], *one["flags"]["forget"]]), []).append(one)
+        flags = one["flags"]
+        groups.setdefault(" ".join([flags["data"], *flags["forget"], f"{flags['steps']} steps"]), []).append(one)
     cells = [(name, key, *item) for key in CLAIMS for name, runs in groups.items() for item in differences(runs, key).items()]
     beyond = [student([CLAIMS[key][1] * value + CLAIMS[key][2] for value in values]) for _, key, _, values in cells]
     for (name, key, control, values), (excess, half, _), p in zip(cells, beyond, holm([p for *_, p in beyond])):

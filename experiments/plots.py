@@ -108,8 +108,8 @@ def teacher(found, data):
 def pictures():
     """{name of a file in assets/: its text}."""
     made = {}
-    for data in ("shapes", "fashion-sneaker", "fashion-trouser", "cifar"):
-        found = load(data)
+    for data in ("shapes", "fashion-sneaker", "fashion-trouser", "cifar", "cifar36k"):
+        found = load(f"{data}-")
         made |= {f"{data}-{key}.svg": curves(found, data, key) for key in ("cover_share", "retain_accuracy")}
         makers = mask_differences, mask_overlaps, keep_ratios, relearning, teacher
         made |= {f"{data}-{make.__name__}.svg": make(found, data) for make in makers}

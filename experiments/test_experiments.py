@@ -89,7 +89,7 @@ def test_a_claim_is_told_only_where_the_corrected_difference_says_so():
         kept = dict(steps_to_forget=50 + seed, frechet_distance=1, retain_accuracy=0.9 - 0.01 * seed * (mask == "none"))
         kept |= dict(steps_to_forget=30, frechet_distance=2 + seed) if mask == "saliency" else {}
         found.append(result(f"{mask}, weight 1", seed, **kept))
-    told = {key: row["shapes a:b"] for (_, control, key), row in claims.tested(found).items() if "none" in control}
+    told = {key: row["shapes a:b 100 steps"] for (_, control, key), row in claims.tested(found).items() if "none" in control}
     assert told["steps"] == ("-22 ± 2", pytest.approx(6.3e-05, rel=0.01), "supported")
     assert told["wobble"][2] == "" and told["frechet_distance"] == ("+3 ± 2", pytest.approx(0.079, rel=0.01), "")
     assert told["retain_accuracy"] == ("+0.02 ± 0.02", pytest.approx(0.079, rel=0.01), "")  # 0.03 ± 0.02 from the margin
