@@ -121,7 +121,7 @@ def sample_ddim(net, schedule, noise, c, steps):
 
 
 def distillation_loss(x0_teacher, x0_fake, x, xi):
-    """Its gradient moves the generator's images x to the teacher's. (B, C, H, W) each -> scalar, may be negative. Eq. 7.
+    """Descending it moves the generator's images x to the teacher's. (B, C, H, W) each -> scalar, may be negative. Eq. 7.
 
         Q = x0_teacher - x0_fake
         w = 1 / max(mean_{C,H,W} |x0_teacher - x|, 1e-5)       a number per image, without gradient
@@ -164,7 +164,7 @@ class Pecker:
     num_classes    labels are 0..num_classes-1; those not forgotten are retained.     image_shape: (C, H, W)
     batch_size     images per iteration of the retained classes, and as many again of the forgotten ones
     retain_weight  lambda_psi = lambda_theta in Eq. 3, 4.     forget_weight: mu_psi = mu_theta
-    xi             weighs Q^2 in Eq. 7. If the images turn to noise, try 1.0.     lr, fake_score_lr: learning rates
+    xi             Q^2 has the weight 1 - xi in Eq. 7. If the images turn to noise, try 1.0.     lr, fake_score_lr: learning rates
     mask           "saliency": Eq. 10; "random": as many entries, chosen by chance; "none": all entries.
                    mask="none" with forget_weight=0.01 is SFD without dropout.     keep: share of weights in the mask, in [0, 1]
     mask_every     a new mask every so many iterations; 1: as in the paper; 0: one for all time, before the generator's first step
@@ -298,7 +298,7 @@ class Pecker:
         """Labels (B,), (B,). Steps 5, 6: one Adam step on  retain_weight * grad L_retain + mask * forget_weight * grad L_forget.
 
         L_retain: generator and teacher are asked for the same label. L_forget: the teacher for the cover instead. Eq. 4, 7.
-        Term by term, for less memory. Above 32 images checkpoint makes the teacher's activations twice, for a quarter less of it.
+        Term by term, to save memory. Above 32 images the teacher's activations are not kept but made again: a quarter less of it.
         """
         log, gradients = {}, []
         twice = dict(use_reentrant=False, preserve_rng_state=False)  # no dropout, so that nothing random must be the same
@@ -311,7 +311,7 @@ class Pecker:
             x0_teacher = self.schedule.predict_x0(noisy, t, teacher(noisy, t, c_teacher))
             x0_fake = self.schedule.predict_x0(noisy, t, self.fake_score(noisy, t, c_fake))
             loss = distillation_loss(x0_teacher, x0_fake, x, self.xi)
-            # To the weights, through x itself AND through `noisy`, from which predict_x0 and both frozen networks make x0.
+            # To the weights, through x itself AND through `noisy`: both x0 depend on it, and the frozen networks pass it on.
             gradients.append(torch.autograd.grad(term_weight * loss, self.weights, materialize_grads=True))
             log[f"{term}_loss"] = loss.detach()
         for weight, g_retain, g_forget, m in zip(self.weights, *gradients, self.mask, strict=True):

@@ -69,7 +69,7 @@ class Settings:
     pretrain_batch_size: int = flag(64, "teacher", "images a step", (1, 10**5))
     pretrain_lr: float = flag(4e-3, "teacher", "highest learning rate", (0, 1e6))
     forget: tuple = flag(("red-disc:blue-disc",), "pecker", "forget class or concept A, draw B instead", nargs="+", metavar="A:B")
-    mask: str = flag("saliency", "pecker", "what may forget: m_s in Eq. 10", choices=("saliency", "random", "none"))
+    mask: str = flag("saliency", "pecker", "what forgetting may change: m_s in Eq. 10", choices=("saliency", "random", "none"))
     keep: float = flag(0.5, "pecker", "share of the weights in the mask", (0, 1))
     mask_every: int = flag(1, "pecker", "a new mask every so many steps, 0: one for all time", (0, 10**8))
     forget_weight: float = flag(0.1, "pecker", "mu in Eq. 3, 4; paper: 1.0; SFD: 0.01 with --mask none", (0, 1e6))
@@ -80,7 +80,7 @@ class Settings:
     batch_size: int = flag(32, "pecker", "retained images a step, and as many forgotten ones", (1, 10**5))
     lr: float = flag(3e-4, "pecker", "learning rate of the generator; paper: 1e-5 for 50,000 steps", (0, 1e6))
     fake_score_lr: float = flag(3e-4, "pecker", "learning rate of the fake score; paper: 1e-5", (0, 1e6))
-    ema_half_life: float = flag(20.0, "pecker", "steps in which the moving average forgets half of the past", (1e-3, 1e9))
+    ema_half_life: float = flag(20.0, "pecker", "half-life of the moving average, in steps", (1e-3, 1e9))
     ddim_steps: int = flag(20, "pecker", "network evaluations for one picture by the teacher", (1, 1000))
     seed: int = flag(0, "run", "of weights, batches and noise; pictures to measure with are always the same", (0, 2**31))
     bf16: bool = flag(None, "precision", "networks in bfloat16 (default: on CUDA cards from compute capability 8.0 on)")
@@ -93,7 +93,7 @@ class Settings:
 
 
 def pecker_steps(steps, width):
-    """The flags that go with so many steps of PECKER and so wide a network. The paper's 50,000 steps of width 128: 5.8e-6."""
+    """The flags that go with so many steps of PECKER and so wide a network; for 50,000 of width 128 a rate of 5.8e-6."""
     rate = float(f"{3e-4 * math.sqrt(150 / steps * 16 / width):.2g}")
     return dict(steps=steps, lr=rate, fake_score_lr=rate, ema_half_life=round(steps / 7.5, 1))
 
@@ -596,7 +596,7 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
     called before the first step and after those in `looks`. Continuing equals never having stopped, bit for bit on the CPU.
     Without settings.out two steps are timed and nothing is written: {key: seconds that the stage would take}.
     """
-    # No cache: older torch would use a weight that was cast under no_grad again where a gradient is wanted, and give it none.
+    # No cache: older torch would take a cast made under no_grad where a gradient is wanted, and the weight would get none.
     step = torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16, cache_enabled=False)(step)
     if settings.out is None:
         return dict.fromkeys(nets, seconds_of(settings, step, total) + seconds_of(settings, lambda: [*look(0)], len(looks)))
@@ -768,7 +768,7 @@ def steps_to_forget(curve):
 
 
 def evaluate(settings, data, classifier, teacher, generators):
-    """Prints what was reached, steps_to_forget from log.jsonl; writes metrics.json, before_after.png, unless --images differ."""
+    """Prints what was reached, steps_to_forget from log.jsonl; writes metrics.json and before_after.png."""
     begin, pairs = time.perf_counter(), parse_pairs(settings.forget, data.classes)
     real_features, probabilities = classifier.predict(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)

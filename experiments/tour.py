@@ -39,8 +39,9 @@ def main(teacher_steps=1000, pecker_steps=150):
         if step % 100 == 0:
             print(f"teacher, step {step}: error of the predicted noise {loss.item():.3f}", flush=True)
 
-    # The generator starts as the teacher and learns to draw in one evaluation what that draws in many, without real pictures.
-    # Asked for a red disc it is judged by what the teacher knows of blue discs; that moves only the weights that matter most.
+    # The generator starts as the teacher and learns, without real pictures, to draw in one evaluation what that draws in 20.
+    # A third network, the fake score, learns all along what the generator draws; where the teacher differs is the way to go.
+    # For a red disc the teacher is asked for a blue one; this part may change only the weights that matter most for red discs.
     pecker = Pecker(
         teacher, schedule, pairs={RED_DISC: BLUE_DISC}, num_classes=10, image_shape=(3, 16, 16), batch_size=32,
         lr=3e-4, fake_score_lr=3e-4, forget_weight=0.1, t_max=400, ema=0.5 ** (1 / 20), ddim_steps=20, num_forget_images=64,
