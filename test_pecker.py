@@ -471,7 +471,7 @@ def test_size_and_precision_follow_the_device_and_a_folders_steps_its_pictures(w
             assert (settings(data).steps, settings(data).bf16) == (train.PRESETS[data, "full"]["steps"], fast)
     refused(["--out", tmp_path, "--bf16"], "--bf16 needs", folder=tmp_path)
     assert train.parse_args(["--out", str(whole)])[1].size == "small"  # as it was begun
-    assert vars(settings("shapes", "--size", "full")) | {"size": "small"} == vars(settings("shapes", "--size", "small"))
+    assert settings("shapes", "--size", "full") == settings("shapes", "--size", "small")  # it has one
     (tmp_path / "data").mkdir(), (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
     for name in ("notes.txt", *map("{}.png".format, range(600))):
@@ -555,7 +555,7 @@ def test_bad_picture_folders_are_refused_by_name(tmp_path):
     (dog / "2.png").write_bytes(b"no picture")
     no("2.png cannot be read as a picture: ")
     picture(dog.with_name("train") / "1.png"), picture(dog.with_name(".dog") / "1.png"), picture(dog.with_name("d\nog") / "1.png")
-    no(r"['.dog', 'd\nog', 'train'] cannot be")
+    no(r"'.dog', 'd\nog', 'train' cannot be")
 
 
 def test_pairs_are_names_numbers_or_concepts():
@@ -669,7 +669,7 @@ def test_the_loop_logs_looks_and_saves_when_told_or_once_a_minute(tmp_path, monk
     assert saves == due and not (tmp_path / "resume.pt").exists() and read(tmp_path / "teacher.pt")["seconds"] == 130
 
 
-@pytest.mark.parametrize("loss, weight, word", [(math.nan, 0.0, "a loss is not finite"), (0.0, math.inf, "a weight is not")])
+@pytest.mark.parametrize("loss, weight, word", [(math.nan, 0.0, "loss is not finite at"), (0.0, math.inf, "a weight is not")])
 def test_what_is_not_finite_stops_the_run_with_advice_and_is_not_saved(tmp_path, capsys, loss, weight, word):
     net = nn.Linear(1, 1)
     with pytest.raises(SystemExit) as stop:

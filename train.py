@@ -193,6 +193,7 @@ def parse_args(argv):
         flags = read_settings(folder)["flags"].items()
         found |= {name: value for name, value in flags if GROUP_OF[name] in groups or name in ("size", "data_dir")}
     known = found | {"teacher": None, "save_every": 0} | given
+    known |= {"size": "small"} if known["data"] == "shapes" else {}  # it has one
     if device == "cuda" and known["bf16"] and not fast and COMMANDS[command].start < 3:
         fail("--bf16 needs a CUDA card of compute capability 8.0 or more: give --no-bf16, or go on where it began")
     own = known["data"] not in ("shapes", *SOURCES)
@@ -285,7 +286,7 @@ def load_data(settings):
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
         loaded = [draw_shapes(1000, 0, size), draw_shapes(200, 1, size)]
     else:
-        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} or a folder with a folder of pictures per class"):
+        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} (or put it into --data-dir) or a folder of classes"):
             if name in SOURCES:
                 for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision knows only its own
                     if not packed.with_suffix("").exists():
@@ -301,7 +302,7 @@ def load_data(settings):
             if len(classes) < 2 or sets[0].classes != sets[-1].classes:
                 raise ValueError("it has only one class, or train and test have different classes")
             if strange := [one for one in classes if one == "train" or one[0] == "." or not one.isprintable()]:
-                raise ValueError(f"{strange} cannot be classes")
+                raise ValueError(f"{', '.join(map(repr, strange))} cannot be a class")
         loaded = [(torch.stack(images), torch.tensor(labels)) for images, labels in (zip(*part) for part in sets)]
         if all(torch.equal(images, images[:, :1].expand_as(images)) for images, _ in loaded):  # grey
             loaded = [(images[:, :1].contiguous(), labels) for images, labels in loaded]
@@ -631,8 +632,8 @@ def train(settings, data, stage, total, images_per_step, step, parts, nets, look
         save_now = done % settings.save_every == 0 if settings.save_every else time.monotonic() - last_save > 60
         if log_now or save_now or done in looks or stopping["signal"]:
             means = {name: (value / ((done - 1) % log_every + 1)).item() for name, value in sums.items()}
-            if not all(map(math.isfinite, means.values())):
-                fail(f"{stage}: a loss is not finite at step {done}, {means}: give lower learning rates and another --out")
+            if wrong := [name for name, mean in means.items() if not math.isfinite(mean)]:
+                fail(f"{stage}: {wrong[0]} is not finite at step {done}: give lower learning rates and another --out")
         seconds += time.perf_counter() - begin
         if log_now:
             speed, left = images_per_step * done / seconds, (total - done) * seconds / done

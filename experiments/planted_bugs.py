@@ -28,9 +28,9 @@ OTHER = {  # what an operator is mistaken for
 def changes(node):
     """[the fields of this node that could be wrong, and how]"""
     match node:
-        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) | ast.AugAssign(op=operator):
+        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) | ast.AugAssign(op=operator) if type(operator) in OTHER:
             yield {"op": OTHER[type(operator)]()}
-        case ast.Compare(ops=[operator, *others]):
+        case ast.Compare(ops=[operator, *others]) if type(operator) in OTHER:
             yield {"ops": [OTHER[type(operator)](), *others]}
         case ast.UnaryOp(operator, operand):
             yield {"operand": ast.UnaryOp(operator, operand)}  # --x

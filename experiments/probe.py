@@ -20,8 +20,7 @@ from pecker import NoiseSchedule, generate
 
 
 def invert(net, schedule, classifier, second, data, label, steps=200):
-    """Optimise the embedding of `label` through generator and classifier -> {step: (count, of 500)} at five points, counted by
-    another one."""
+    """Optimise the embedding of `label` through generator and classifier -> {step: share_called by `second`} at five points."""
     net, classifier = copy.deepcopy(net).requires_grad_(False), classifier.eval()
     embedding = net.embed_class.weight.requires_grad_()
     optimizer = torch.optim.Adam([embedding], lr=0.05)  # its entries are of size 1

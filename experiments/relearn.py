@@ -23,6 +23,7 @@ from pecker import NoiseSchedule, noise_prediction_loss
 def make_parser(text, **defaults):
     """The flags --run, a finished run folder, and those of `defaults`, of their types; the text says what they mean."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.error = lambda message: train.fail(f"{message}; see --help")
     for name, default in {"run": Path("runs/shapes"), **defaults}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help="(default: %(default)s)")
     return parser
