@@ -286,7 +286,7 @@ def load_data(settings):
         classes = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]
         loaded = [draw_shapes(1000, 0, size), draw_shapes(200, 1, size)]
     else:
-        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} (or put it into --data-dir) or a folder of classes"):
+        with explained(f"--data {name}", f"give shapes, {', '.join(SOURCES)} (files in --data-dir) or a folder of classes"):
             if name in SOURCES:
                 for packed in Path(settings.data_dir, "FashionMNIST", "raw").glob("*.gz"):  # torchvision knows only its own
                     if not packed.with_suffix("").exists():
@@ -769,7 +769,7 @@ def steps_to_forget(curve):
 
 
 def evaluate(settings, data, classifier, teacher, generators):
-    """Prints what was reached, steps_to_forget from log.jsonl; writes metrics.json and before_after.png."""
+    """Prints what was reached, steps_to_forget from log.jsonl; writes metrics.json, before_after.png, not over other --images."""
     begin, pairs = time.perf_counter(), parse_pairs(settings.forget, data.classes)
     real_features, probabilities = classifier.predict(data.test_images)
     labels = torch.arange(len(data.classes), device=settings.device).repeat_interleave(settings.images)
