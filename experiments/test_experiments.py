@@ -223,6 +223,7 @@ def test_the_tour_learns_has_the_flags_of_the_default_and_ends_with_its_picture(
     tour.main(teacher_steps=5, pecker_steps=2)
     assert [loss.item() for loss in losses] == pytest.approx([0.1163, 0.1009, 0.136, 0.0818, 0.1163], rel=2e-3)  # recorded
     assert made == made | {name: default[name] for name in default.keys() & made} and len(steps) == 2
+    assert made["pairs"] == train.parse_pairs(train.Settings.forget, train.load_data(train.Settings(device="cpu")).classes)
     assert train.Image.open("runs/tour.png").size == (10 * 66 + 2, 6 * 66 + 2)  # six rows of ten
 
 
